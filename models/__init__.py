@@ -1,0 +1,1 @@
+"""Models that ship with the program: ONNX files and their cards."""

@@ -1,0 +1,44 @@
+"""What the engine tells the world: notes of a voice, and its own state. Plain values, no behaviour."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One note of one voice, as sinks receive it.
+
+    midi : MIDI number, 23..94.  velocity : 1..127.  voice : stable identity of the player, 0-based.
+    channel : MIDI channel as people count it, 1..16, never 10.
+    onset, offset : seconds of input at which the sound begins and ends; ``offset`` is None while it sounds.
+    emitted : seconds of input that had been consumed when the note_on left the engine.
+    """
+
+    midi: int
+    velocity: int
+    voice: int
+    channel: int
+    onset: float
+    emitted: float
+    offset: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """The engine at one moment.
+
+    seconds : of input consumed.  level_db : RMS of the last blocks, dB re full scale.
+    sounding : the notes that sound now.  voices : how many players have been heard so far.
+    latency_ms : from the newest input sample to the note decision (look-ahead + stages + queue), without the device.
+    lost_samples : dropped because the worker fell behind.  overflows : blocks the device itself reported lost.
+    clipped, invalid : samples at full scale, and NaN or infinite samples (taken as silence).
+    """
+
+    seconds: float
+    level_db: float
+    sounding: tuple[Note, ...]
+    voices: int
+    latency_ms: float
+    lost_samples: int = 0
+    overflows: int = 0
+    clipped: int = 0
+    invalid: int = 0

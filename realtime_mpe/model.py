@@ -1,0 +1,142 @@
+"""A model file in ONNX Runtime, one hop a call, with everything the engine must know about it in its metadata.
+
+The metadata keys are the interface between training and runtime; `training.export` writes them, this module reads
+them, and a file without them, or made for another front end, is refused.
+"""
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from .analysis import MAX_LOOKAHEAD, AnalysisConfig
+from .errors import UserError
+from .notes import Thresholds
+from .voices import Pointer
+
+FORMAT = "rt-mpe live 1"
+DEFAULT_MODEL = "default"
+MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
+POINTER_PREFIX = "pointer."
+STATE_PREFIX = "state."
+
+
+class Posteriors(NamedTuple):
+    """One hop. mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities, row = look-ahead. embedding : (n_pitches, D)."""
+
+    mix: np.ndarray
+    onset: np.ndarray
+    embedding: np.ndarray
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What the file says of itself. ``thresholds[lookahead]``; ``voices`` is K, the most voices told apart."""
+
+    name: str
+    analysis: AnalysisConfig
+    lookahead: int
+    voices: int
+    thresholds: tuple[Thresholds, ...]
+    parameters: int
+    training: dict
+
+    @classmethod
+    def from_metadata(cls, metadata: dict[str, str], name: str) -> "ModelInfo":
+        if metadata.get("format") != FORMAT:
+            found = metadata.get("format", "no format")
+            raise UserError(f"{name} is not a live model ({found} in its metadata, {FORMAT!r} is needed); see rt-mpe export")
+        try:
+            info = cls(
+                name,
+                AnalysisConfig(**json.loads(metadata["analysis"])),
+                int(metadata["lookahead"]),
+                int(metadata["voices"]),
+                tuple(Thresholds(**row) for row in json.loads(metadata["thresholds"])),
+                int(metadata["parameters"]),
+                json.loads(metadata["training"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"the metadata of {name} is damaged ({error}); export the model again") from error
+        wrong = AnalysisConfig().differences(info.analysis)
+        if wrong:
+            raise UserError(f"{name} was made for another front end ({'; '.join(wrong)}); use a model of this version")
+        if len(info.thresholds) != MAX_LOOKAHEAD + 1 or not 1 <= info.voices <= 64 or not 0 <= info.lookahead <= MAX_LOOKAHEAD:
+            raise UserError(f"the metadata of {name} is out of range; export the model again")
+        return info
+
+    def to_metadata(self) -> dict[str, str]:
+        return {
+            "format": FORMAT,
+            "analysis": json.dumps(self.analysis.to_dict()),
+            "lookahead": str(self.lookahead),
+            "voices": str(self.voices),
+            "thresholds": json.dumps([vars(t) for t in self.thresholds]),
+            "parameters": str(self.parameters),
+            "training": json.dumps(self.training),
+        }
+
+
+def model_path(name: str) -> Path:
+    """A path as given, or a shipped model by its bare name (``default``)."""
+    shipped = resources.files("realtime_mpe.models").joinpath(f"{name}.onnx")
+    if not Path(name).suffix and shipped.is_file():
+        return Path(str(shipped))
+    path = Path(name)
+    if not path.is_file():
+        known = sorted(p.name.removesuffix(".onnx") for p in resources.files("realtime_mpe.models").iterdir() if p.name.endswith(".onnx"))
+        raise UserError(f"there is no model {name!r}; give a .onnx file or one of: {', '.join(known) or 'none shipped'}")
+    return path
+
+
+class OnnxModel:
+    """``process`` takes one frame and carries the states; ``latency`` is 0 frames, look-ahead is the tracker's affair."""
+
+    latency = 0
+
+    def __init__(self, name: str = DEFAULT_MODEL):
+        import onnxruntime as ort  # 0.1 s: paid by those who run a model
+
+        path = model_path(name)
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB; that is no live model")
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # a hop is too small to share
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning would burn the player's core
+        options.log_severity_level = 4
+        try:
+            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a dozen kinds for a damaged file
+            reason = str(error).splitlines()[0][:120]
+            raise UserError(f"{path} cannot be read as an ONNX model ({reason}); download or export it again") from error
+        self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
+        outputs = [o.name for o in self._session.get_outputs()]
+        self._state_shapes = {i.name: i.shape for i in self._session.get_inputs() if i.name.startswith(STATE_PREFIX)}
+        self._outputs = [*Posteriors._fields, *(f"new_{name}" for name in self._state_shapes)]
+        missing = sorted({*self._outputs} - {*outputs})
+        if missing:
+            raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
+        self._n_bins = self.info.analysis.n_pitches * self.info.analysis.bins_per_pitch
+        self.reset()
+        names = [name for name in outputs if name.startswith(POINTER_PREFIX)]
+        weights = self._session.run(names, self._feed(np.zeros(self._n_bins, np.float32)))
+        try:
+            self.pointer = Pointer({n.removeprefix(POINTER_PREFIX): w for n, w in zip(names, weights, strict=True)})
+        except ValueError as error:
+            raise UserError(f"{path} is incomplete ({error}); export the model again") from error
+
+    def reset(self) -> None:
+        """As if only silence had been heard."""
+        self._states = {name: np.zeros(shape, np.float32) for name, shape in self._state_shapes.items()}
+
+    def _feed(self, frame: np.ndarray) -> dict[str, np.ndarray]:
+        return {"frame": frame.reshape(1, 1, self._n_bins), **self._states}
+
+    def process(self, frame: np.ndarray) -> Posteriors:
+        """(216,) levels of one frame -> Posteriors."""
+        mix, onset, embedding, *states = self._session.run(self._outputs, self._feed(frame))
+        self._states = dict(zip(self._state_shapes, states, strict=True))
+        return Posteriors(mix, onset, embedding)

@@ -1,0 +1,112 @@
+"""Which notes begin and end: posteriors of every hop to note-on and note-off decisions.
+
+The model answers for every look-ahead at once, so one hop tells of the newest label frame at the chosen look-ahead
+L and, better informed, of the frames before it at L + 1, L + 2 ... A note-on is decided at L, because it is what
+a player waits for; its onset is then looked up among the frames just before; note-offs and repeated notes are
+decided at L + 1.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from .analysis import MAX_LOOKAHEAD
+
+MIN_REPEAT_FRAMES = 3  # 96 ms: faster repetitions of one pitch by one player are trills of the model, not of people
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Probabilities in 0..1, chosen on validation data for one look-ahead and stored in the model file.
+
+    on : mixture probability that begins a note.  off : below it the note ends (off <= on).
+    onset : onset probability that begins a note whose mixture probability has only reached ``off``.
+    repeat : onset probability that splits a sounding note in two.
+    """
+
+    on: float = 0.5
+    off: float = 0.35
+    onset: float = 0.5
+    repeat: float = 0.5
+
+    def shifted(self, sensitivity: float) -> "Thresholds":
+        """All thresholds moved by the user's knob: sensitivity 0..1, 0.5 changes nothing, 1 finds most notes."""
+        return Thresholds(
+            *(_shift(value, 4.0 * (0.5 - sensitivity)) for value in (self.on, self.off, self.onset, self.repeat))
+        )
+
+
+def _shift(probability: float, logits: float) -> float:
+    odds = probability / (1.0 - probability) * np.exp(logits)
+    return float(odds / (1.0 + odds))
+
+
+class NoteEvent(NamedTuple):
+    """pitch : row 0..71.  frame : label frame of the onset or of the first frame after the end.  on : begins."""
+
+    on: bool
+    pitch: int
+    frame: int
+    confidence: float
+
+
+class NoteTracker:
+    """One call a hop; ``latency`` is the look-ahead in frames."""
+
+    def __init__(self, n_pitches: int, thresholds: Thresholds, lookahead: int):
+        if not 0 <= lookahead <= MAX_LOOKAHEAD:
+            raise ValueError(f"lookahead {lookahead} is outside 0..{MAX_LOOKAHEAD}")
+        self.thresholds = thresholds
+        self.latency = lookahead
+        self._n_pitches = n_pitches
+        self.reset()
+
+    def reset(self) -> None:
+        self.sounding = np.zeros(self._n_pitches, bool)
+        self._onset = np.zeros(self._n_pitches, int)
+        self._above_repeat = np.zeros(self._n_pitches, bool)
+        self._hop = 0
+
+    def process(self, mix: np.ndarray, onset: np.ndarray) -> list[NoteEvent]:
+        """mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities of one hop -> ends first, then beginnings."""
+        limits, lookahead = self.thresholds, self.latency
+        later = min(lookahead + 1, MAX_LOOKAHEAD)
+        frame = self._hop + 1 - lookahead
+        later_frame = self._hop + 1 - later
+        self._hop += 1
+        if frame < 0:
+            return []
+        ended = self.sounding & (mix[later] < limits.off) & (self._onset < later_frame)
+        strong = onset[later] >= limits.repeat
+        repeated = (
+            self.sounding
+            & strong
+            & ~self._above_repeat
+            & ~ended
+            & (later_frame - self._onset >= MIN_REPEAT_FRAMES)
+        )
+        self._above_repeat = strong
+        begun = ~self.sounding & (
+            (mix[lookahead] >= limits.on) | ((onset[lookahead] >= limits.onset) & (mix[lookahead] >= limits.off))
+        )
+        events = [NoteEvent(False, int(p), later_frame, float(mix[later, p])) for p in np.flatnonzero(ended | repeated)]
+        for p in np.flatnonzero(repeated):
+            events.append(NoteEvent(True, int(p), later_frame, float(mix[later, p])))
+            self._onset[p] = later_frame
+        for p in np.flatnonzero(begun):
+            back = int(np.argmax(onset[lookahead:, p]))
+            if onset[lookahead + back, p] < limits.onset / 2:
+                back = 0
+            start = max(frame - back, 0)
+            events.append(NoteEvent(True, int(p), start, float(mix[lookahead, p])))
+            self._onset[p] = start
+        self.sounding = (self.sounding & ~ended) | begun
+        return events
+
+    def flush(self) -> list[NoteEvent]:
+        """End of input: whatever sounds ends at the last label frame."""
+        frame = self._hop + 1 - self.latency
+        events = [NoteEvent(False, int(p), frame, 0.0) for p in np.flatnonzero(self.sounding)]
+        self.sounding[:] = False
+        return events

@@ -1,0 +1,25 @@
+"""What every sink promises. To write one, inherit from NoteSink and override what you need."""
+
+from ..events import Note, Status
+
+
+class NoteSink:
+    """Where notes go. All methods do nothing here.
+
+    The constructor opens the thing and raises UserError if it cannot: before the first sound, not in the middle of it.
+    All calls come from one thread, in the order of input time, and must return within a few milliseconds, for the next
+    hop waits. A sink that stops working says so once, with UserError, and does nothing from then on; one whose reader
+    has merely gone away (a closed pipe) falls silent without an error.
+    """
+
+    def note_on(self, note: Note) -> None:
+        """A note begins; ``note.offset`` is None."""
+
+    def note_off(self, note: Note) -> None:
+        """The same note ends; ``note.offset`` is set. Every note_on is followed by its note_off, also at the end."""
+
+    def status(self, status: Status) -> None:
+        """The engine as it is now, about 10 times a second."""
+
+    def close(self) -> None:
+        """Let go of everything; calling it again does nothing. UserError if what was heard could not be kept."""

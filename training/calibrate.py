@@ -1,0 +1,105 @@
+"""Thresholds of the note tracker, chosen on validation mixtures for every look-ahead, then fixed in the model file."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PITCHES
+from realtime_mpe.notes import NoteTracker, Thresholds
+
+from .frontend import FrontEnd
+from .metrics import note_f1, notes_to_roll
+from .mixing import Mixture
+from .network import LiveNetwork
+
+GRIDS = {
+    "on": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    "off": (0.15, 0.25, 0.35, 0.45, 0.55),
+    "onset": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+    "repeat": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),
+}
+SWEEPS = 2  # coordinate descent settles within two
+
+
+@dataclass(frozen=True)
+class Heard:
+    """Posteriors of one mixture, (T, L, P), (T, L, P) and (T, P, D), beside what was played."""
+
+    mix: np.ndarray
+    onset: np.ndarray
+    embedding: np.ndarray
+    mixture: Mixture
+
+
+@torch.no_grad()
+def hear(network: LiveNetwork, front_end: FrontEnd, mixtures: Sequence[Mixture], device: torch.device) -> list[Heard]:
+    """Run the network over whole mixtures, one at a time."""
+    heard = []
+    for mixture in mixtures:
+        outputs, _ = network(front_end(torch.from_numpy(mixture.audio)[None].to(device)))
+        heard.append(
+            Heard(
+                outputs["mix"][0].sigmoid().cpu().numpy(),
+                outputs["onset"][0].sigmoid().cpu().numpy(),
+                outputs["embedding"][0].cpu().numpy(),
+                mixture,
+            )
+        )
+    return heard
+
+
+def track(heard: Heard, thresholds: Thresholds, lookahead: int) -> np.ndarray:
+    """Notes of the mixture, (N, 3): onset s, offset s, MIDI, as the engine would emit them."""
+    tracker = NoteTracker(N_PITCHES, thresholds, lookahead)
+    notes, begun = [], {}
+    for hop in range(len(heard.mix) + 1):
+        last = hop == len(heard.mix)
+        for event in tracker.flush() if last else tracker.process(heard.mix[hop], heard.onset[hop]):
+            if event.on:
+                begun[event.pitch] = event.frame
+            else:
+                start = begun.pop(event.pitch)
+                notes.append(((start - 0.5) * FRAME_SECONDS, (event.frame - 0.5) * FRAME_SECONDS, event.pitch + FIRST_MIDI))
+    return np.array(notes, float).reshape(-1, 3)
+
+
+def score(heard: Sequence[Heard], thresholds: Thresholds, lookahead: int) -> float:
+    """Mean of frame F1 and note F1 (50 ms), all mixtures pooled, 0..1: what sounds, and when it began, count alike."""
+    frames = np.zeros(3)
+    references, estimates = [], []
+    for item in heard:
+        n_frames = len(item.mix)
+        reference = item.mixture.notes[:, 1:4]
+        reference = reference[(reference[:, 0] >= 0) & (reference[:, 0] < n_frames * FRAME_SECONDS)]
+        estimate = track(item, thresholds, lookahead)
+        want = notes_to_roll(item.mixture.notes[:, 1:4], n_frames).astype(bool)
+        got = notes_to_roll(estimate, n_frames).astype(bool)
+        frames += (want & got).sum(), got.sum(), want.sum()
+        references.append(reference)
+        estimates.append(estimate)
+    return frames[0] / max(frames[1] + frames[2], 1) + note_f1(references, estimates) / 2
+
+
+def calibrate(heard: Sequence[Heard], say: Callable[[str], None] = print) -> tuple[Thresholds, ...]:
+    """Best thresholds for every look-ahead 0..MAX_LOOKAHEAD, by coordinate descent on `score`."""
+    chosen = []
+    best = Thresholds()
+    for lookahead in range(MAX_LOOKAHEAD + 1):
+        best_score = score(heard, best, lookahead)
+        for _ in range(SWEEPS):
+            before = best
+            for name, grid in GRIDS.items():
+                for value in grid:
+                    candidate = replace(best, **{name: value})
+                    if value == getattr(best, name) or candidate.off > candidate.on:
+                        continue
+                    candidate_score = score(heard, candidate, lookahead)
+                    if candidate_score > best_score:
+                        best, best_score = candidate, candidate_score
+            if best == before:
+                break
+        say(f"look-ahead {lookahead}: {100 * best_score:.2f} at {best}")
+        chosen.append(best)
+    return tuple(chosen)

@@ -1,0 +1,238 @@
+"""Training of the live network: one loop, read from top to bottom. It resumes from its last checkpoint.
+
+The learning rate is constant, then falls linearly over the last part of ``hours``: a run can be given more hours
+later and goes on where it stopped.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from realtime_mpe.analysis import FRAME_SECONDS, HOP
+
+from .frontend import FrontEnd
+from .losses import embedding_loss, mixture_loss, note_embeddings, onset_loss, polyphony_loss, slot_loss
+from .mixing import Batch, batches, collate, remix, shifted
+from .network import LiveNetwork, NetworkConfig
+from .stems import StemCache
+
+DECAY_SHARE = 0.25  # of the hours, spent on bringing the learning rate down
+WARMUP_STEPS = 200
+AVERAGE_DECAY = 0.998  # of the weights' moving average, which is what is validated and exported
+CHECKPOINT_SECONDS = 120.0
+VALIDATION_MIXTURES = 24
+VALIDATION_FRAMES = 512
+
+
+@dataclass(frozen=True)
+class FitConfig:
+    hours: float = 1.0  # of re-mixed audio to hear
+    batch_size: int = 8
+    n_frames: int = 256  # of one example, 8.2 s
+    learning_rate: float = 2e-3
+    weight_decay: float = 1e-2
+    onset_weight: float = 0.5
+    polyphony_weight: float = 0.02
+    embedding_weight: float = 0.1
+    slot_weight: float = 0.01
+    validate_every: float = 1.0  # hours heard
+    patience: int = 8  # validations without a better score
+    seed: int = 0
+
+
+class Scores(NamedTuple):
+    """Validation at look-ahead 1. mix_ap, mix_f1 : frame level, best threshold; same_player_auc : of note pairs."""
+
+    mix_ap: float
+    mix_f1: float
+    onset_ap: float
+    same_player_auc: float
+
+    @property
+    def total(self) -> float:
+        return self.mix_ap + self.same_player_auc
+
+
+def fit(
+    run: Path,
+    train: StemCache,
+    validation: StemCache,
+    config: FitConfig,
+    network_config: NetworkConfig,
+    device: torch.device,
+    say: Callable[[str], None] = print,
+) -> LiveNetwork:
+    """Train, or go on training, the network of ``run``; returns it with its averaged weights, in evaluation mode.
+
+    Writes ``checkpoint.pt``, ``curve.csv`` and ``fit.json`` into ``run``. Ctrl-C saves a checkpoint and is passed on.
+    """
+    torch.manual_seed(config.seed)
+    network = LiveNetwork(network_config).to(device, memory_format=torch.channels_last)
+    average = torch.optim.swa_utils.AveragedModel(
+        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True
+    )
+    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    front_end = FrontEnd().to(device)
+    generator = torch.Generator().manual_seed(config.seed)
+    checkpoint = run / "checkpoint.pt"
+    progress = dict(step=0, hours=0.0, best=-1.0, stale=0)
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location=device, weights_only=True)
+        network.load_state_dict(saved["network"])
+        average.load_state_dict(saved["average"])
+        optimizer.load_state_dict(saved["optimizer"])
+        progress = saved["progress"]
+        say(f"resuming after {progress['hours']:.2f} hours heard")
+    rng = np.random.default_rng([config.seed, progress["step"]])
+    (run / "fit.json").write_text(json.dumps(dict(fit=asdict(config), network=network_config.to_dict()), indent=1))
+    heard_per_step = config.batch_size * config.n_frames * FRAME_SECONDS / 3600
+    held_out = validation_batches(validation, config.seed)
+    stream = batches(train, config.batch_size, config.n_frames, rng)
+
+    def save() -> None:
+        state = dict(
+            network=network.state_dict(),
+            average=average.state_dict(),
+            optimizer=optimizer.state_dict(),
+            progress=progress,
+        )
+        partial = checkpoint.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(checkpoint)
+
+    last_save = last_line = time.monotonic()
+    next_validation = progress["hours"] + config.validate_every
+    running = {}
+    network.train()
+    try:
+        while progress["hours"] < config.hours and progress["stale"] < config.patience:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config, progress["step"], progress["hours"])
+            batch = next(stream).to(device)
+            with torch.autocast(device.type, torch.bfloat16):
+                with torch.no_grad(), torch.autocast(device.type, enabled=False):
+                    frames = front_end(batch.audio)
+                outputs, _ = network(frames)
+                losses = {
+                    "mix": mixture_loss(outputs, batch),
+                    "onset": config.onset_weight * onset_loss(outputs, batch),
+                    "polyphony": config.polyphony_weight * polyphony_loss(outputs, batch),
+                    "embedding": config.embedding_weight * embedding_loss(outputs, batch, generator),
+                    "slots": config.slot_weight * slot_loss(network, outputs, batch, rng),
+                }
+            loss = sum(losses.values())
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            average.update_parameters(network)
+            progress["step"] += 1
+            progress["hours"] += heard_per_step
+            for name, value in losses.items():
+                running[name] = 0.98 * running.get(name, float(value.detach())) + 0.02 * float(value.detach())
+
+            now = time.monotonic()
+            if now - last_line > 10:
+                last_line = now
+                parts = "  ".join(f"{name} {value:.4f}" for name, value in running.items())
+                say(f"{progress['hours']:7.2f} h heard of {config.hours:g}  step {progress['step']}  {parts}")
+            if now - last_save > CHECKPOINT_SECONDS:
+                last_save = now
+                train.refresh()
+                save()
+            if progress["hours"] >= next_validation or progress["hours"] >= config.hours:
+                next_validation = progress["hours"] + config.validate_every
+                scores = validate(average.module, front_end, held_out, device)
+                progress["stale"] = 0 if scores.total > progress["best"] + 1e-4 else progress["stale"] + 1
+                progress["best"] = max(progress["best"], scores.total)
+                append_row(run / "curve.csv", dict(progress, **running, **scores._asdict()))
+                say(
+                    f"{progress['hours']:7.2f} h  validation: mixture AP {100 * scores.mix_ap:.2f} F1 "
+                    f"{100 * scores.mix_f1:.2f}  onset AP {100 * scores.onset_ap:.2f}  "
+                    f"same player AUC {100 * scores.same_player_auc:.2f}"
+                )
+    finally:
+        save()
+    return average.module.eval()
+
+
+def learning_rate(config: FitConfig, step: int, hours: float) -> float:
+    warm = min(1.0, (step + 1) / WARMUP_STEPS)
+    left = max(0.0, 1.0 - hours / config.hours) / DECAY_SHARE
+    return config.learning_rate * warm * min(1.0, left)
+
+
+def validation_batches(cache: StemCache, seed: int) -> list[Batch]:
+    """A fixed set of mixtures of unseen pieces played by unseen sources."""
+    rng = np.random.default_rng([seed, 1])
+    seconds = VALIDATION_FRAMES * FRAME_SECONDS
+    mixtures = [remix(cache, k % len(cache), seconds, rng) for k in range(VALIDATION_MIXTURES)]
+    mixtures = [m for m in mixtures if len(m.audio) >= VALIDATION_FRAMES * HOP]
+    return [collate(mixtures[k : k + 4], VALIDATION_FRAMES) for k in range(0, len(mixtures), 4)]
+
+
+@torch.no_grad()
+def validate(network: LiveNetwork, front_end: FrontEnd, held_out: list[Batch], device: torch.device) -> Scores:
+    was_training = network.training
+    network.eval()
+    mix, onset, pairs = [], [], []
+    for batch in held_out:
+        batch = batch.to(device)
+        outputs, _ = network(front_end(batch.audio))
+        mix.append((outputs["mix"][:, :, 1].sigmoid().flatten(), shifted(batch.mix, 1).flatten()))
+        onset.append((outputs["onset"][:, :, 1].sigmoid().flatten(), shifted(batch.onset, 1).flatten()))
+        pairs.append(pair_similarities(outputs["embedding"], batch.notes))
+    network.train(was_training)
+    curves = [precision_recall(*(torch.cat(side) for side in zip(*rows, strict=True))) for rows in (mix, onset)]
+    f1 = (2 * curves[0][0] * curves[0][1] / (curves[0][0] + curves[0][1] + 1e-9)).max()
+    similarity, same = (torch.cat(side) for side in zip(*pairs, strict=True))
+    return Scores(
+        float(average_precision(*curves[0])), float(f1), float(average_precision(*curves[1])), auc(similarity, same)
+    )
+
+
+def pair_similarities(embedding: Tensor, notes: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine of every pair of notes of a mixture, one after three frames and one whole, and whether they share a player."""
+    early = note_embeddings(embedding, notes, torch.full((len(notes),), 3, device=notes.device))
+    whole = note_embeddings(embedding, notes, torch.full((len(notes),), 32, device=notes.device))
+    same_mixture = notes[:, None, 0] == notes[None, :, 0]
+    same_mixture &= ~torch.eye(len(notes), dtype=torch.bool, device=notes.device)
+    same = notes[:, None, 1] == notes[None, :, 1]
+    return (early @ whole.T)[same_mixture], same[same_mixture]
+
+
+def precision_recall(score: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    order = score.argsort(descending=True)
+    hits = target[order].cumsum(0)
+    return hits / torch.arange(1, len(hits) + 1, device=hits.device), hits / hits[-1].clamp(min=1)
+
+
+def average_precision(precision: Tensor, recall: Tensor) -> Tensor:
+    return (precision * recall.diff(prepend=recall.new_zeros(1))).sum()
+
+
+def auc(score: Tensor, positive: Tensor) -> float:
+    """Area under the ROC curve: the chance that a positive scores above a negative."""
+    ranks = score.argsort().argsort().double() + 1
+    n_positive = int(positive.sum())
+    n_negative = len(positive) - n_positive
+    if not n_positive or not n_negative:
+        return float("nan")
+    return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
+
+
+def append_row(path: Path, row: dict) -> None:
+    is_new = not path.exists()
+    with path.open("a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if is_new:
+            writer.writeheader()
+        writer.writerow(row)

@@ -1,0 +1,167 @@
+"""The live network: what sounds (mixture, onsets, polyphony), and an embedding of whose it is, for every pitch and frame.
+
+Every convolution is causal in time, so the network fed frame by frame with its states equals the one-shot run.
+Output at frame n, which has heard samples up to ``(n + 1) * HOP``, speaks of label frame ``n + 1 - lookahead`` for
+every look-ahead from 0 to MAX_LOOKAHEAD at once: the user's quality knob costs one output row each.
+
+Shapes: B sequences, T frames, P = 72 pitches, C channels, D embedding dimensions, L = MAX_LOOKAHEAD + 1.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from realtime_mpe.analysis import BINS_PER_PITCH, MAX_LOOKAHEAD, N_PITCHES
+
+HARMONIC_BINS = (-36, 0, 36, 57, 72, 84)  # half, 1, 2, 3, 4, 5 times the frequency at 36 bins an octave
+OCTAVE = 12  # pitches
+POLYPHONY_CLASSES = 8  # 0..7 and more (section III of the slot-attention paper clips at 7)
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes. ``trunk`` and ``branch`` list the (time dilation, pitch dilation) of their blocks."""
+
+    channels: int = 48
+    embedding_channels: int = 48
+    embedding_dim: int = 32
+    trunk: tuple[tuple[int, int], ...] = ((1, 1), (1, OCTAVE), (2, 1), (2, OCTAVE), (4, 1), (4, OCTAVE))
+    branch: tuple[tuple[int, int], ...] = ((1, 1), (2, OCTAVE), (4, 1))
+    slots: int = 8
+    slot_window: int = 23  # frames that the slot head attends to, the paper's window
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+class CausalConv(nn.Module):
+    """3 x 3 convolution over (time, pitch), dilated, looking only back in time: (B, C, T, P) -> (B, C', T, P)."""
+
+    def __init__(self, n_in: int, n_out: int, time_dilation: int, pitch_dilation: int):
+        super().__init__()
+        self.context = 2 * time_dilation
+        self.conv = nn.Conv2d(
+            n_in, n_out, 3, dilation=(time_dilation, pitch_dilation), padding=(0, pitch_dilation), bias=False
+        )
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat([state, x], 2)
+        return self.conv(x), x[:, :, -self.context :]
+
+
+class Block(nn.Module):
+    """Residual block: causal 3 x 3, then 1 x 1."""
+
+    def __init__(self, channels: int, time_dilation: int, pitch_dilation: int):
+        super().__init__()
+        self.spread = CausalConv(channels, channels, time_dilation, pitch_dilation)
+        self.norm1 = nn.BatchNorm2d(channels)
+        self.mix = nn.Conv2d(channels, channels, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(channels)
+
+    def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+        y, state = self.spread(x, state)
+        y = self.norm2(self.mix(F.relu(self.norm1(y))))
+        return F.relu(x + y), state
+
+
+class SlotHead(nn.Module):
+    """Slot attention over a window's pitch-frame tokens: who owns each token, and which slots are active at all.
+
+    Attention is normalised over slots, so that they compete for tokens (section III of the slot-attention paper).
+    """
+
+    def __init__(self, channels: int, slots: int, dim: int = 64, iterations: int = 2):
+        super().__init__()
+        self.iterations = iterations
+        self.queries = nn.Parameter(torch.randn(slots, dim) * dim**-0.5)
+        self.norm = nn.LayerNorm(channels)
+        self.key = nn.Linear(channels, dim)
+        self.value = nn.Linear(channels, dim)
+        self.query = nn.Linear(dim, dim)
+        self.update = nn.GRUCell(dim, dim)
+        self.active = nn.Linear(dim, 1)
+
+    def forward(self, tokens: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
+        """tokens (B, N, C), salience (B, N) in 0..1 -> ownership logits (B, K, N), activity logits (B, K)."""
+        tokens = self.norm(tokens)
+        key, value = self.key(tokens), self.value(tokens)  # (B, N, dim)
+        slots = self.queries.expand(len(tokens), -1, -1)  # (B, K, dim)
+        scale = key.shape[-1] ** -0.5
+        for _ in range(self.iterations):
+            attention = (self.query(slots) @ key.mT * scale).softmax(1) * salience[:, None]  # (B, K, N)
+            attention = attention / (attention.sum(-1, keepdim=True) + 1e-6)
+            update = attention @ value
+            slots = self.update(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
+        return self.query(slots) @ key.mT * scale, self.active(slots)[..., 0]
+
+
+class LiveNetwork(nn.Module):
+    def __init__(self, config: NetworkConfig | None = None):
+        super().__init__()
+        self.config = config = config or NetworkConfig()
+        channels, branch = config.channels, config.embedding_channels
+        lookaheads = MAX_LOOKAHEAD + 1
+        # Five bins from one below the pitch's own three to one above: vibrato and detuning stay inside.
+        self.stem = nn.Conv2d(len(HARMONIC_BINS), channels, (1, 5), stride=(1, BINS_PER_PITCH), padding=(0, 1))
+        self.trunk = nn.ModuleList(Block(channels, *dilation) for dilation in config.trunk)
+        self.detect = CausalConv(channels, channels, 1, 1)
+        self.detect_norm = nn.BatchNorm2d(channels)
+        self.mix = nn.Conv2d(channels, lookaheads, 1)
+        self.onset = nn.Conv2d(channels, lookaheads, 1)
+        self.polyphony = nn.Linear(2 * channels, POLYPHONY_CLASSES)
+        # The embedding reads the stem beside the trunk: detection is free to forget timbre.
+        self.to_branch = nn.Conv2d(2 * channels, branch, 1, bias=False)
+        self.branch_norm = nn.BatchNorm2d(branch)
+        self.branch = nn.ModuleList(Block(branch, *dilation) for dilation in config.branch)
+        self.embedding = nn.Conv2d(branch, config.embedding_dim, 1)
+        self.slot_head = SlotHead(branch, config.slots)
+        nn.init.constant_(self.mix.bias, -3.0)  # about one pitch in twenty sounds
+        nn.init.constant_(self.onset.bias, -5.0)
+
+    def initial_states(self, batch: int, like: Tensor) -> list[Tensor]:
+        """Silence: one (B, C, context, P) tensor a causal convolution, in the order they run."""
+        convs = [b.spread for b in self.trunk] + [self.detect] + [b.spread for b in self.branch]
+        return [
+            torch.zeros(batch, c.conv.in_channels, c.context, N_PITCHES, dtype=like.dtype, device=like.device)
+            for c in convs
+        ]
+
+    def forward(self, frames: Tensor, states: list[Tensor] | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """frames (B, T, 216) levels -> outputs and the states after the last frame.
+
+        mix, onset : (B, T, L, P) logits.  polyphony : (B, T, 8) logits for look-ahead 1.
+        embedding : (B, T, P, D), not normalised.  branch : (B, C', T, P), what the slot head reads.
+        """
+        states = self.initial_states(len(frames), frames) if states is None else list(states)
+        new_states = []
+        x = torch.stack([shift_bins(frames, bins) for bins in HARMONIC_BINS], 1)  # (B, H, T, 216)
+        stem = x = F.relu(self.stem(x))  # (B, C, T, 72)
+        for block in self.trunk:
+            x, state = block(x, states[len(new_states)])
+            new_states.append(state)
+        y, state = self.detect(x, states[len(new_states)])
+        new_states.append(state)
+        y = F.relu(self.detect_norm(y))
+        pooled = torch.cat([x.mean(3), x.amax(3)], 1).transpose(1, 2)  # (B, T, 2C)
+        z = F.relu(self.branch_norm(self.to_branch(torch.cat([stem, x], 1))))
+        for block in self.branch:
+            z, state = block(z, states[len(new_states)])
+            new_states.append(state)
+        outputs = {
+            "mix": self.mix(y).transpose(1, 2),
+            "onset": self.onset(y).transpose(1, 2),
+            "polyphony": self.polyphony(pooled),
+            "embedding": self.embedding(z).permute(0, 2, 3, 1),
+            "branch": z,
+        }
+        return outputs, new_states
+
+
+def shift_bins(frames: Tensor, bins: int) -> Tensor:
+    """frames (..., n_bins) with bin k replaced by bin k + bins; silence where the front end does not reach."""
+    if bins >= 0:
+        return F.pad(frames[..., bins:], (0, bins))
+    return F.pad(frames[..., :bins], (-bins, 0))

@@ -1,0 +1,260 @@
+"""Training of the voice memory's pointer, on the notes that the engine really detects, in the order it meets them.
+
+The runtime's own `NoteTracker` and `VoiceMemory` are run over re-mixed performances. At every decision the true
+player is known, so the right voice is the one that holds most of that player's notes, or a new one. The first round
+follows the truth; every later round follows the pointer itself, so that it learns from memories with its own
+mistakes in them (dataset aggregation, Ross et al. 2011).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor, nn
+
+from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES
+from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
+from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, Pointer, RememberedNote, VoiceMemory
+
+from .mixing import Mixture, label_frames
+
+HIDDEN_VOICE, HIDDEN_NEW = 128, 96
+ROUNDS = 5
+EPOCHS = 12  # a round
+BATCH = 512
+LEARNING_RATE = 2e-3
+
+
+class PointerNetwork(nn.Module):
+    """The torch twin of `realtime_mpe.voices.Pointer`, for padded sets of voices."""
+
+    def __init__(self):
+        super().__init__()
+        pooled = 2 * VOICE_FEATURES + NEW_FEATURES
+        self.voice = perceptron(VOICE_FEATURES + pooled, HIDDEN_VOICE)
+        self.new = perceptron(pooled, HIDDEN_NEW)
+
+    def forward(self, features: Tensor, new: Tensor, present: Tensor) -> Tensor:
+        """features (N, V, F), new (N, NEW_FEATURES), present (N, V) bool -> scores (N, V + 1), -inf where absent."""
+        count = present.sum(1, keepdim=True).clamp(min=1)
+        mean = (features * present[..., None]).sum(1) / count
+        highest = features.masked_fill(~present[..., None], -torch.inf).amax(1)
+        highest = torch.where(present.any(1, keepdim=True), highest, torch.zeros_like(highest))
+        pooled = torch.cat([mean, highest, new], 1)
+        voice_input = torch.cat([features, pooled[:, None].expand(-1, features.shape[1], -1)], 2)
+        scores = self.voice(voice_input)[..., 0].masked_fill(~present, -torch.inf)
+        return torch.cat([scores, self.new(pooled)], 1)
+
+    def weights(self) -> dict[str, np.ndarray]:
+        return {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
+
+    def scorer(self) -> Pointer:
+        return Pointer(self.weights())
+
+
+def perceptron(n_in: int, hidden: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Linear(n_in, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 1)
+    )
+
+
+@dataclass(frozen=True)
+class Performance:
+    """One mixture as the engine hears it: note events of every hop, the embeddings they need, and the truth.
+
+    events[hop] : what the tracker decided.  where (N, 2) int32 = hop, pitch and values (N, D) float16 : embeddings.
+    players[hop][pitch] : the stems that really play the note detected there; an empty set for a ghost.
+    """
+
+    n_hops: int
+    events: list[list[NoteEvent]]
+    where: np.ndarray
+    values: np.ndarray
+    players: list[dict[int, frozenset[int]]]
+
+    def embeddings(self) -> np.ndarray:
+        dense = np.zeros((self.n_hops, N_PITCHES, self.values.shape[1]), np.float32)
+        dense[self.where[:, 0], self.where[:, 1]] = self.values
+        return dense
+
+
+def perform(
+    mix: np.ndarray, onset: np.ndarray, embedding: np.ndarray, mixture: Mixture, thresholds: Thresholds, lookahead: int
+) -> Performance:
+    """Run the note tracker over one mixture's posteriors, (T, L, P) each, and embeddings (T, P, D)."""
+    tracker = NoteTracker(N_PITCHES, thresholds, lookahead)
+    events = [tracker.process(mix[hop], onset[hop]) for hop in range(len(mix))]
+    needed = np.zeros(embedding.shape[:2], bool)
+    detected, open_notes = [], {}
+    for hop, hop_events in enumerate([*events, tracker.flush()]):
+        for event in hop_events:
+            if event.on:
+                open_notes[event.pitch] = hop, event.frame
+            else:
+                begun, start = open_notes.pop(event.pitch)
+                needed[max(0, begun - HISTORY_HOPS) : hop + 1, event.pitch] = True
+                detected.append((begun, event.pitch, start, event.frame))
+    players: list[dict[int, frozenset[int]]] = [{} for _ in events]
+    truth: dict[int, list[tuple[int, int, int]]] = {}
+    for stem, on, off, midi in mixture.notes:
+        truth.setdefault(int(midi) - FIRST_MIDI, []).append((int(stem), *label_frames(on, off, len(mix) + 1)))
+    for hop, pitch, start, end in detected:
+        players[hop][pitch] = frozenset(
+            stem
+            for stem, first, last in truth.get(pitch, ())
+            if 2 * (min(end, last) - max(start, first)) >= min(end - start, last - first)
+        )
+    where = np.argwhere(needed).astype(np.int32)
+    return Performance(len(mix), events, where, embedding[where[:, 0], where[:, 1]].astype(np.float16), players)
+
+
+@dataclass
+class Decisions:
+    """Padded decisions. features (N, V, F), new (N, NEW_FEATURES), present (N, V), target (N, V + 1) bool: right answers."""
+
+    features: Tensor
+    new: Tensor
+    present: Tensor
+    target: Tensor
+
+
+class StudiedMemory(VoiceMemory):
+    """A voice memory that knows the true players, notes every decision, and can be made to follow the truth."""
+
+    def __init__(self, scorer, max_voices: int, follow_truth: bool):
+        super().__init__(scorer, max_voices)
+        self.follow_truth = follow_truth
+        self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this hop, by pitch
+        self.played: list[Counter] = []  # true players of each voice's notes
+        self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
+        self.given: list[tuple[frozenset[int], int]] = []
+
+    def _give(self, note: RememberedNote, voice: int, frame: int) -> int:
+        players = self.players[note.pitch]
+        if players:
+            features, new = self.features(note, frame)
+            right = sorted({self._home(player) for player in players})
+            self.decisions.append((features, new, right))
+            if self.follow_truth:
+                voice = right[0]
+        before = len(self.voices)
+        voice = super()._give(note, voice, frame)
+        if len(self.voices) > before:
+            self.played.append(Counter())
+        elif self.voices[voice].heard == 1:  # the memory was full and this voice began anew
+            self.played[voice] = Counter()
+        self.played[voice].update(players)
+        self.given.append((players, voice))
+        return voice
+
+    def _home(self, player: int) -> int:
+        """The voice that holds most of this player's notes, among those that are mostly this player's; else a new one."""
+        homes = [
+            (count[player], -voice)
+            for voice, count in enumerate(self.played)
+            if count and count[player] == max(count.values())
+        ]
+        return -max(homes)[1] if homes else len(self.voices)
+
+
+def study(performance: Performance, scorer, max_voices: int, follow_truth: bool = False) -> StudiedMemory:
+    """Run the voice memory over one performance."""
+    memory = StudiedMemory(scorer, max_voices, follow_truth)
+    embeddings = performance.embeddings()
+    for hop, events in enumerate(performance.events):
+        for event in events:
+            if not event.on:
+                memory.note_off(event.pitch, event.frame)
+        starts = [(event.pitch, event.frame) for event in events if event.on]
+        if starts:
+            memory.players = {pitch: performance.players[hop].get(pitch, frozenset()) for pitch, _ in starts}
+            memory.note_ons(starts, embeddings[max(0, hop + 1 - HISTORY_HOPS) : hop + 1], hop)
+        memory.hear(embeddings[hop])
+    return memory
+
+
+def padded(decisions: Sequence[tuple[np.ndarray, np.ndarray, list[int]]], max_voices: int) -> Decisions:
+    features = np.zeros((len(decisions), max_voices, VOICE_FEATURES), np.float32)
+    present = np.zeros((len(decisions), max_voices), bool)
+    target = np.zeros((len(decisions), max_voices + 1), bool)
+    new = np.stack([d[1] for d in decisions])
+    for k, (voices, _, right) in enumerate(decisions):
+        features[k, : len(voices)] = voices
+        present[k, : len(voices)] = True
+        for voice in right:
+            target[k, max_voices if voice == len(voices) else voice] = True
+    return Decisions(*(torch.from_numpy(a) for a in (features, new, present, target)))
+
+
+def home_share(memories: Sequence[StudiedMemory]) -> float:
+    """Share of the truly played notes that lie in their player's own voice, players and voices matched one to one."""
+    at_home = total = 0
+    for memory in memories:
+        players = sorted({p for players, _ in memory.given for p in players})
+        table = np.zeros((len(players), max(len(memory.voices), 1)))
+        for owners, voice in memory.given:
+            for player in owners:
+                table[players.index(player), voice] += 1 / len(owners)
+        rows, columns = linear_sum_assignment(-table)
+        at_home += table[rows, columns].sum()
+        total += table.sum()
+    return at_home / max(total, 1)
+
+
+def count_error(memories: Sequence[StudiedMemory]) -> float:
+    """Mean of voices with at least 5 % of the notes, less the players heard."""
+    errors = []
+    for memory in memories:
+        held = Counter(voice for _, voice in memory.given)
+        voices = sum(n >= 0.05 * len(memory.given) for n in held.values())
+        errors.append(voices - len({p for players, _ in memory.given for p in players}))
+    return float(np.mean(errors))
+
+
+def fit_pointer(
+    train: Sequence[Performance],
+    validation: Sequence[Performance],
+    max_voices: int,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
+) -> PointerNetwork:
+    """Train on `train`; the round that is best on `validation` is returned."""
+    torch.manual_seed(seed)
+    network = PointerNetwork()
+    best, best_state = -1.0, network.state_dict()
+    gathered = []
+    for round_number in range(ROUNDS):
+        scorer = network.scorer()
+        for performance in train:
+            gathered += study(performance, scorer, max_voices, follow_truth=round_number == 0).decisions
+        learn(network, padded(gathered, max_voices))
+        scorer = network.scorer()
+        memories = [study(performance, scorer, max_voices) for performance in validation]
+        share = home_share(memories)
+        say(
+            f"pointer round {round_number + 1} of {ROUNDS}: {len(gathered)} decisions, "
+            f"{100 * share:.1f} % of the validation notes at home, voices less players {count_error(memories):+.2f}"
+        )
+        if share > best:
+            best, best_state = share, {k: v.clone() for k, v in network.state_dict().items()}
+    network.load_state_dict(best_state)
+    return network.eval()
+
+
+def learn(network: PointerNetwork, data: Decisions) -> None:
+    """EPOCHS over the decisions so far; the probability of any right answer is maximised."""
+    steps = EPOCHS * (len(data.new) // BATCH + 1)
+    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)
+    network.train()
+    for _ in range(EPOCHS):
+        for index in torch.randperm(len(data.new)).split(BATCH):
+            log_p = network(data.features[index], data.new[index], data.present[index]).log_softmax(1)
+            loss = -log_p.masked_fill(~data.target[index], -torch.inf).logsumexp(1).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            schedule.step()

@@ -1,0 +1,384 @@
+"""The stem cache: excerpts of scores played by many instruments, rendered once, re-mixed for ever.
+
+A *segment* is one excerpt; its *stems* are isolated recordings of one part by one instrument. Every part is rendered by
+several instruments (takes), so a mixture picks one take of each part it wants. One uncompressed file a segment,
+``<folder>/<index:05d>.npz``:
+
+    audio       (S, n) int16       16 kHz mono, about -23 dBFS RMS while sounding
+    notes       (M, 5) float32     stem, onset s, offset s, MIDI 23..94, velocity 1..127; sorted by stem, then onset
+    part        (S,) int16         the part a stem plays; -1: percussion, which has no notes
+    instrument  (S,) str           name of the instrument
+    score       () str             name of the score
+
+What happens in segment i depends on (seed, i) and the instruments and scores given, and on nothing else, so an interrupted
+run goes on where it stopped and a repeated one makes the same files.
+"""
+
+import contextlib
+import copy
+import multiprocessing
+import os
+import signal
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES, SAMPLERATE
+from realtime_mpe.errors import UserError
+
+from .compose import compose
+from .effects import Room, apply_effects
+from .scores import Part, Score, as_notes, cut, cut_repeats, humanise, is_polyphonic, segment, split_voices
+
+LEVEL_DB = -23.0  # dB re full scale, RMS while sounding
+PEAK = 0.98
+MAX_PARTS = 6
+LAST_MIDI = FIRST_MIDI + N_PITCHES - 1
+SHIFT_PROBABILITY = 0.35  # a part moved by an octave: registers must not tell players apart
+SAME_INSTRUMENT_PROBABILITY = 0.15  # two parts on one instrument: timbre must not be all there is
+LINE_PROBABILITY = 0.35  # a chordal part reduced to one line, for the instruments that play one
+EFFECTS_PROBABILITY = 0.4
+ROOM_PROBABILITY = 0.7
+ENSEMBLE_WEIGHT = 3.0  # a score is drawn so many times as often for each part it has over two, up to four parts
+COMPOSED_SHARE = 0.15  # beside given scores: textures that scores are short of
+
+
+class Instrument(Protocol):
+    """What plays a part. low, high : playable MIDI numbers, inclusive. name : unique sound source, "font:program"."""
+
+    name: str
+    low: int
+    high: int
+    polyphonic: bool
+
+    def render(
+        self, notes: np.ndarray, n_samples: int, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """notes (N, 4) -> audio (n_samples,) float32 at 16 kHz, and `sounded` (M <= N, 4).
+
+        `sounded` are the notes that are in the audio. Their offset is key-up (release and room ring on after it), or the
+        moment the sound has died by itself, 35 dB below the note's peak, whichever is earlier. What the instrument
+        cannot play is neither in the audio nor in `sounded`.
+        """
+        ...
+
+
+class Drums(Protocol):
+    """What plays percussion: parts together -> audio (n_samples,) float32, zeros if there is nothing to play."""
+
+    name: str
+
+    def render(self, parts: list[Part], n_samples: int, rng: np.random.Generator) -> np.ndarray: ...
+
+
+def at_level(audio: np.ndarray, notes: np.ndarray | None, level_db: float = LEVEL_DB) -> np.ndarray:
+    """`audio` (n,) scaled to `level_db` RMS while `notes` sound (None: while it is louder than -40 dB of its peak).
+
+    The peak never exceeds 0.98, so very spiky sounds stay softer. Silence stays silence. Returns float32 (n,).
+    """
+    peak = float(np.max(np.abs(audio), initial=0.0))
+    if peak < 1e-6:
+        return np.zeros(len(audio), np.float32)
+    if notes is None:
+        sounding = np.abs(audio) > 0.01 * peak
+    else:
+        sounding = np.zeros(len(audio), bool)
+        for onset, offset in notes[:, :2]:
+            sounding[int(onset * SAMPLERATE) : int(offset * SAMPLERATE) + 1] = True
+    power = float(np.mean(audio[sounding].astype(np.float64) ** 2)) if sounding.any() else 0.0
+    gain = min(10 ** (level_db / 20) / max(power, 1e-12) ** 0.5, PEAK / peak)
+    return (audio * gain).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One file of the cache, decoded; see the module for shapes. audio is float32 in -1..1 here."""
+
+    audio: np.ndarray
+    notes: np.ndarray
+    part: np.ndarray
+    instrument: list[str]
+    score: str
+
+
+class StemCache:
+    """The segments in a folder, which may still be growing: `refresh` looks again, `load(i)` reads the i-th there is."""
+
+    def __init__(self, folder: str | Path):
+        """Raises UserError if the folder does not exist."""
+        self.folder = Path(folder)
+        if not self.folder.is_dir():
+            raise UserError(f"no stem cache at {str(folder)!r}: render stems there first")
+        self.paths: list[Path] = []
+        self.refresh()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def refresh(self) -> int:
+        """Look for new segments; returns how many there are now. Known ones keep their index if none was removed."""
+        self.paths = sorted(p for p in self.folder.glob("*.npz") if p.stem.isdigit())
+        return len(self.paths)
+
+    def load(self, index: int) -> Segment:
+        """Raises IndexError beyond the cache, UserError if the file is damaged."""
+        path = self.paths[index]
+        try:
+            with np.load(path) as data:
+                audio = data["audio"].astype(np.float32) / 32767
+                names = [str(n) for n in data["instrument"]]
+                return Segment(audio, data["notes"], data["part"].astype(np.int64), names, str(data["score"]))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is damaged ({error}): delete it and render again") from error
+
+
+@dataclass(frozen=True)
+class Job:
+    """All that a segment depends on, apart from its index."""
+
+    out_dir: Path
+    scores: list[Score]
+    instruments: list[Instrument]
+    weights: dict[str, float]
+    drums: Drums | None
+    seconds: float
+    takes: int
+    seed: int
+    register_shift: bool
+
+
+def render(
+    out_dir: str | Path,
+    scores: Sequence[Score] | None,
+    instruments: Sequence[Instrument],
+    n_segments: int,
+    *,
+    seconds: float = 24.0,
+    takes: int = 2,
+    seed: int = 0,
+    workers: int = 1,
+    register_shift: bool = True,
+    weights: Sequence[float] | None = None,
+    drums: Drums | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> int:
+    """Fill `out_dir` with segments 0 .. n_segments - 1; those that are there are kept. Returns how many were made.
+
+    scores : None for composed ones only.  takes : instruments that play each part.  weights : how
+    often each instrument is drawn (None: all alike).  workers : processes; with more
+    than one, the caller's main module must be importable (guard it with ``if __name__ == "__main__"``).
+    progress : called with (segments there are, n_segments) after each one. Ctrl-C ends the workers, leaves only whole
+    files and is passed on. Raises UserError if there is no instrument or no score with two parts.
+    """
+    if not instruments:
+        raise UserError("no instruments to render with: give a sample folder, a SoundFont or the synthesiser")
+    if len({i.name for i in instruments}) < len(instruments):
+        raise ValueError("two instruments have the same name")
+    usable = [] if scores is None else [s for s in scores if len(s.parts) >= 2]
+    if scores is not None and not usable:
+        raise UserError("none of the scores has two parts: give other scores, or none to use composed ones")
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [i.name for i in instruments]
+    drawn = dict(zip(names, np.ones(len(names)) if weights is None else weights, strict=True))
+    job = Job(folder, usable, list(instruments), drawn, drums, seconds, takes, seed, register_shift)
+    missing = [i for i in range(n_segments) if not segment_path(folder, i).exists()]
+    done = n_segments - len(missing)
+    with contextlib.ExitStack() as stack:
+        if workers > 1 and len(missing) > 1:
+            # Spawned and not forked: the caller may have torch's threads running, and a fork would copy their locks.
+            context = multiprocessing.get_context("spawn")
+            pool = context.Pool(min(workers, len(missing)), _start_worker, (job,))
+            stack.callback(pool.join)
+            stack.callback(pool.terminate)
+            finished = pool.imap_unordered(_render_in_worker, missing)
+        else:
+            finished = (_save(job, i) for i in missing)
+        for _ in finished:
+            done += 1
+            if progress is not None:
+                progress(done, n_segments)
+    return len(missing)
+
+
+def segment_path(folder: Path, index: int) -> Path:
+    return folder / f"{index:05d}.npz"
+
+
+_worker_job: Job | None = None
+
+
+def _start_worker(job: Job) -> None:
+    global _worker_job
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent ends the workers
+    _worker_job = job
+
+
+def _render_in_worker(index: int) -> None:
+    assert _worker_job is not None
+    _save(_worker_job, index)
+
+
+def _save(job: Job, index: int) -> None:
+    arrays = make_segment(job, index)
+    temporary = job.out_dir / f".{index:05d}.{os.getpid()}.tmp"
+    try:
+        with temporary.open("wb") as file:
+            np.savez(file, **arrays)
+        os.replace(temporary, segment_path(job.out_dir, index))
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def make_segment(job: Job, index: int) -> dict[str, np.ndarray]:
+    """The arrays of one segment file (see the module), from scratch."""
+    rng = np.random.default_rng([job.seed, index])
+    n_samples = int(round(job.seconds * SAMPLERATE))
+    while True:  # an excerpt may lie outside every instrument's range: then another one is drawn
+        score = _choose_excerpt(job, rng)
+        stems = _render_parts(job, score, n_samples, rng)
+        if len({part for part, *_ in stems}) >= 2:
+            break
+    if job.drums is not None and score.drums:
+        noise = job.drums.render(score.drums, n_samples, rng)
+        if np.any(noise):
+            stems.append((-1, job.drums.name, noise, np.zeros((0, 4))))
+    rows = [np.column_stack([np.full(len(notes), k), notes]) for k, (_, _, _, notes) in enumerate(stems)]
+    return {
+        "audio": np.round(np.stack([audio for _, _, audio, _ in stems]) * 32767).astype(np.int16),
+        "notes": np.concatenate(rows).astype(np.float32),
+        "part": np.array([part for part, *_ in stems], np.int16),
+        "instrument": np.array([name for _, name, *_ in stems]),
+        "score": np.array(score.name),
+    }
+
+
+def _choose_excerpt(job: Job, rng: np.random.Generator) -> Score:
+    """2..6 parts of `job.seconds`, from a given score where there is one that fits."""
+    excerpt = None
+    if job.scores and rng.random() >= COMPOSED_SHARE:
+        weights = ENSEMBLE_WEIGHT ** np.array([min(len(s.parts), 4) - 2.0 for s in job.scores])
+        for _ in range(20):
+            choice = int(rng.choice(len(job.scores), p=weights / weights.sum()))
+            excerpt = segment(job.scores[choice], job.seconds, rng)
+            if excerpt is not None:
+                break
+    if excerpt is None:
+        composed = compose(int(rng.integers(2**31)))
+        start = float(rng.uniform(0, max(composed.duration - job.seconds, 0.0)))
+        excerpt = segment(composed, job.seconds, rng) or cut(composed, start, job.seconds)
+    parts = excerpt.parts
+    if len(parts) > MAX_PARTS:
+        chosen = sorted(rng.choice(len(parts), MAX_PARTS, replace=False))
+        parts = [parts[i] for i in chosen]
+    return Score(excerpt.name, parts, excerpt.drums)
+
+
+def _render_parts(
+    job: Job, score: Score, n_samples: int, rng: np.random.Generator
+) -> list[tuple[int, str, np.ndarray, np.ndarray]]:
+    """(part, instrument name, audio (n,) float32, notes (N, 4)) for every stem that has notes."""
+    chords = [is_polyphonic(p.notes) for p in score.parts]
+    reduced = [c and rng.random() < LINE_PROBABILITY for c in chords]
+    lines = [str(rng.choice(["top", "bottom"])) for _ in score.parts]
+    shifts = [0] * len(score.parts)
+    if job.register_shift:
+        shifts = [int(rng.choice([-12, 12])) if rng.random() < SHIFT_PROBABILITY else 0 for _ in score.parts]
+    twins = set()
+    if len(score.parts) >= 2 and rng.random() < SAME_INSTRUMENT_PROBABILITY:
+        twins = set(rng.choice(len(score.parts), 2, replace=False).tolist())
+    room = Room(rng) if rng.random() < ROOM_PROBABILITY else None
+    stems = []
+    for take in range(job.takes):
+        used: set[str] = set()
+        twin_instrument: Instrument | None = None
+        for number, part in enumerate(score.parts):
+            polyphonic = chords[number] and not reduced[number]
+            taken = used | {name for p, name, *_ in stems if p == number}
+            instrument = twin_instrument if number in twins else None
+            if instrument is None:
+                instrument = _choose_instrument(job, part.notes, shifts[number], polyphonic, taken, rng)
+            if number in twins:
+                twin_instrument = instrument
+            used.add(instrument.name)
+            notes = part.notes
+            if chords[number] and (reduced[number] or not instrument.polyphonic):
+                notes = split_voices(notes, lines[number])
+            notes = _into_range(notes, instrument, shifts[number])
+            notes = cut_repeats(_inside(humanise(notes, rng), job.seconds))
+            audio, sounded = instrument.render(notes, n_samples, rng)
+            if not len(sounded):
+                continue
+            if rng.random() < EFFECTS_PROBABILITY:
+                audio = apply_effects(audio, rng)
+            if room is not None:
+                audio = _seat(room, rng)(audio)
+            stems.append((number, instrument.name, at_level(audio[:n_samples], sounded), _labels(sounded, job.seconds)))
+    return [stem for stem in stems if len(stem[3])]
+
+
+def _choose_instrument(
+    job: Job,
+    notes: np.ndarray,
+    shift: int,
+    polyphonic: bool,
+    taken: set[str],
+    rng: np.random.Generator,
+) -> Instrument:
+    """One that plays chords if `polyphonic`, is not `taken` and can play the part where it lies, as far as there is one.
+
+    A sound source (what is before ":" in the names) is drawn first: a bank of a hundred presets must not drown thirteen
+    recorded instruments.
+    """
+    pitches = np.clip(notes[:, 2] + shift, FIRST_MIDI, LAST_MIDI)
+    low, high = np.percentile(pitches, [10, 90])
+    pool = [i for i in job.instruments if i.name not in taken] or job.instruments
+    pool = [i for i in pool if i.polyphonic] or pool if polyphonic else pool
+    # Of three draws the one that fits best: keeps basses off the treble without excluding any instrument.
+    sources: dict[str, list[Instrument]] = {}
+    for instrument in pool:
+        sources.setdefault(instrument.name.partition(":")[0], []).append(instrument)
+    source = sources[sorted(sources)[int(rng.integers(len(sources)))]]
+    picks = [source[int(k)] for k in rng.integers(len(source), size=3)]
+    return min(picks, key=lambda i: max(i.low - low, 0) + max(high - i.high, 0))
+
+
+def _into_range(notes: np.ndarray, instrument: Instrument, shift: int) -> np.ndarray:
+    """The part moved by `shift` and then by the octaves that bring most of it into the instrument's range.
+
+    What is still outside is left out. The nearest of equally good octaves wins.
+    """
+    low, high = max(instrument.low, FIRST_MIDI), min(instrument.high, LAST_MIDI)
+    octaves = sorted(range(-48, 49, 12), key=abs)
+    fits = [np.sum((notes[:, 2] + shift + o >= low) & (notes[:, 2] + shift + o <= high)) for o in octaves]
+    moved = notes.copy()
+    moved[:, 2] += shift + octaves[int(np.argmax(fits))]
+    return moved[(moved[:, 2] >= low) & (moved[:, 2] <= high)]
+
+
+def _inside(notes: np.ndarray, seconds: float) -> np.ndarray:
+    notes = notes.copy()
+    notes[:, 1] = np.minimum(notes[:, 1], seconds)
+    return as_notes(notes[notes[:, 1] - notes[:, 0] > 0.02])
+
+
+def _labels(sounded: np.ndarray, seconds: float) -> np.ndarray:
+    """Labels inside the segment and the 72 pitches. Instruments were only asked for those; a plug-in may be careless."""
+    labels = _inside(sounded, seconds)
+    return labels[(labels[:, 2] >= FIRST_MIDI) & (labels[:, 2] <= LAST_MIDI)]
+
+
+def _seat(room: Room, rng: np.random.Generator) -> Room:
+    """The same room heard from another seat: other distance, other places of the reflections, same decay."""
+    seat = copy.copy(room)
+    response = room.impulse_response
+    stretch = rng.uniform(0.93, 1.07)
+    moved = np.interp(np.arange(len(response)) * stretch, np.arange(len(response)), response, right=0.0)
+    moved[1:] *= 10 ** (rng.uniform(-3, 3) / 20)
+    moved[1] = response[1]  # what interpolation smears of the direct sound into its neighbour
+    seat.impulse_response = moved.astype(np.float32)
+    return seat
