@@ -30,6 +30,8 @@ from .voices import HISTORY_HOPS, VoiceMemory
 STATUS_SECONDS = 0.1
 SILENCE_SECONDS = 5.0  # of input without a sound before the user is told
 SILENCE_DB = -80.0
+CLIPPED = 0.999  # of full scale
+MANY_CLIPPED = 1e-4  # of all samples; a mastered file touches full scale here and there without harm
 VELOCITY_FLOOR_DB, VELOCITY_RANGE_DB = -62.0, 50.0  # level of a pitch's bins that maps to velocity 1, and up to 127
 
 
@@ -48,7 +50,7 @@ class Settings:
 
 
 class Engine:
-    """One performance. Feed it blocks with `process`, end it with `finish`; notes go to the sinks as they are decided."""
+    """One performance. Feed it blocks with `process`, end it with `finish`; notes go to the sinks once decided."""
 
     def __init__(
         self,
@@ -74,6 +76,7 @@ class Engine:
         self._embeddings = deque(maxlen=HISTORY_HOPS)
         self._sounding: dict[int, Note] = {}
         self._hop = 0  # since the start or the last gap
+        self._received = 0  # samples at the source's rate, with those that were lost
         self._origin = 0  # 16 kHz sample at which hop 0 began
         self._hops_before = 0  # the voices' clock never starts again: whole hops before hop 0
         self._level = FLOOR_DB
@@ -110,8 +113,9 @@ class Engine:
         if not finite.all():
             self.invalid += int((~finite).sum())
             samples = np.where(finite, samples, 0.0)
-        self.clipped += int((np.abs(samples) >= 0.999).sum())
+        self.clipped += int((np.abs(samples) >= CLIPPED).sum())
         samples = np.clip(samples, -1e3, 1e3)
+        self._received += len(samples)
         if len(samples):
             self._level = 10.0 * math.log10(float(np.mean(np.square(samples, dtype=float))) + 1e-12)
         self._frames(self._cqt.process(self._resampler.process(samples)))
@@ -120,7 +124,7 @@ class Engine:
         """End of input: decide what the look-ahead still holds, and end every note."""
         self._frames(self._cqt.process(self._resampler.flush()))
         self._frames(self._cqt.flush())
-        self._frames(np.zeros((self.lookahead, self._cqt.n_bins), np.float32))
+        self._frames(self._cqt.process(np.zeros(self.lookahead * HOP, np.float32)))
         self._end_all()
 
     def report(self, overflows: int, seconds_busy: float) -> None:
@@ -140,12 +144,22 @@ class Engine:
             ),
         )
 
+    def faults(self) -> list[str]:
+        """What was wrong with the samples so far, a line each with the remedy; for the end of a performance."""
+        found = []
+        if self.invalid:
+            found.append(f"{self.invalid} samples were no numbers and taken as silence: check what made them")
+        if self.clipped > MANY_CLIPPED * self._received:
+            found.append(f"{self.clipped} samples were clipped: turn the input gain down")
+        return found
+
     def _skip(self, lost: int) -> None:
         """A gap in the input: nothing hangs over it, and time goes on as on the clock."""
         self.lost += lost
+        self._received += lost
         self._frames(self._cqt.process(self._resampler.flush()))
         self._end_all()
-        self._origin += self._hop * HOP + round(lost * SAMPLERATE / self._resampler.samplerate)
+        self._origin = round(self._received * SAMPLERATE / self._resampler.samplerate)
         self._hops_before = self._origin // HOP
         self._hop = 0
         for stage in (self._resampler, self._cqt, self._model, self._tracker):
@@ -159,6 +173,8 @@ class Engine:
             events = self._tracker.process(posteriors.mix, posteriors.onset)
             self._hop += 1
             label = self._hop - self.lookahead
+            if label == 1 and self.lookahead == 0:  # no hop is new enough for label frame 0: one frame late, for once
+                self._tell("frame", posteriors.mix[1])
             if label >= 0:
                 self._tell("frame", posteriors.mix[self.lookahead])
             for event in events:
@@ -205,12 +221,19 @@ class Engine:
         for sink in list(self._sinks):
             try:
                 getattr(sink, method)(value)
-            except UserError as error:
-                self._sinks.remove(sink)
-                self.warn(str(error))
-                sink.close()
-                if not self._sinks:
-                    raise UserError(f"nothing is left to play to: {error}") from error
+            except Exception as error:  # a sink may be anybody's code, and must not silence the others
+                self._drop(sink, error)
+
+    def _drop(self, sink: NoteSink, error: Exception) -> None:
+        reason = str(error) if isinstance(error, UserError) else f"{type(sink).__name__} failed ({error!r})"
+        self._sinks.remove(sink)
+        try:
+            sink.close()
+        except Exception as late:  # it may hold what was played so far: say where that is, or that it is lost
+            reason = f"{reason}; {late}"
+        if not self._sinks:
+            raise UserError(f"{reason}; nothing is left to play to") from error
+        self.warn(reason)
 
 
 def perform(source: AudioSource, engine: Engine, duration: float | None = None) -> None:
@@ -231,7 +254,10 @@ def perform(source: AudioSource, engine: Engine, duration: float | None = None) 
                 last_sound, silence_told = seconds, False
             elif seconds - last_sound >= SILENCE_SECONDS and not silence_told:
                 silence_told = True
-                engine.warn(f"{source.name} has been silent for {SILENCE_SECONDS:.0f} s: check the input, its gain, and --channel")
+                engine.warn(
+                    f"{source.name} has been silent for {SILENCE_SECONDS:.0f} s: "
+                    "check the input, its gain, and --channel"
+                )
             if seconds >= next_status:
                 next_status = seconds + STATUS_SECONDS
                 engine.report(source.overflows, time.perf_counter() - begun)

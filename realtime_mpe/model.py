@@ -25,7 +25,10 @@ STATE_PREFIX = "state."
 
 
 class Posteriors(NamedTuple):
-    """One hop. mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities, row = look-ahead. embedding : (n_pitches, D)."""
+    """One hop.
+
+    mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities, row = look-ahead.  embedding : (n_pitches, D).
+    """
 
     mix: np.ndarray
     onset: np.ndarray
@@ -48,7 +51,9 @@ class ModelInfo:
     def from_metadata(cls, metadata: dict[str, str], name: str) -> "ModelInfo":
         if metadata.get("format") != FORMAT:
             found = metadata.get("format", "no format")
-            raise UserError(f"{name} is not a live model ({found} in its metadata, {FORMAT!r} is needed); see rt-mpe export")
+            raise UserError(
+                f"{name} is not a live model ({found} in its metadata, {FORMAT!r} is needed); see rt-mpe export"
+            )
         try:
             info = cls(
                 name,
@@ -64,7 +69,13 @@ class ModelInfo:
         wrong = AnalysisConfig().differences(info.analysis)
         if wrong:
             raise UserError(f"{name} was made for another front end ({'; '.join(wrong)}); use a model of this version")
-        if len(info.thresholds) != MAX_LOOKAHEAD + 1 or not 1 <= info.voices <= 64 or not 0 <= info.lookahead <= MAX_LOOKAHEAD:
+        limits = [value for row in info.thresholds for value in vars(row).values()]
+        if (
+            len(info.thresholds) != MAX_LOOKAHEAD + 1
+            or not all(isinstance(value, int | float) and 0.0 <= value <= 1.0 for value in limits)
+            or not 1 <= info.voices <= 64
+            or not 0 <= info.lookahead <= MAX_LOOKAHEAD
+        ):
             raise UserError(f"the metadata of {name} is out of range; export the model again")
         return info
 
@@ -80,6 +91,23 @@ class ModelInfo:
         }
 
 
+def shipped_models() -> list[str]:
+    """Names of the models that come with the program."""
+    files = resources.files("realtime_mpe.models").iterdir()
+    return sorted(file.name.removesuffix(".onnx") for file in files if file.name.endswith(".onnx"))
+
+
+def load_model(name: str = DEFAULT_MODEL) -> "OnnxModel":
+    """A shipped model by its bare name, a file, or a model plugin (its name, or ``package.module:Class``)."""
+    from . import plugins  # it reads this module for the built-in kind
+
+    if Path(name).suffix == ".onnx" or name in shipped_models():
+        return OnnxModel(name)
+    if ":" in name or name in plugins.known("model"):
+        return plugins.resolve("model", name)
+    return OnnxModel(name)
+
+
 def model_path(name: str) -> Path:
     """A path as given, or a shipped model by its bare name (``default``)."""
     shipped = resources.files("realtime_mpe.models").joinpath(f"{name}.onnx")
@@ -87,13 +115,17 @@ def model_path(name: str) -> Path:
         return Path(str(shipped))
     path = Path(name)
     if not path.is_file():
-        known = sorted(p.name.removesuffix(".onnx") for p in resources.files("realtime_mpe.models").iterdir() if p.name.endswith(".onnx"))
-        raise UserError(f"there is no model {name!r}; give a .onnx file or one of: {', '.join(known) or 'none shipped'}")
+        raise UserError(
+            f"there is no model {name!r}; give a .onnx file or one of: {', '.join(shipped_models()) or 'none shipped'}"
+        )
     return path
 
 
 class OnnxModel:
-    """``process`` takes one frame and carries the states; ``latency`` is 0 frames, look-ahead is the tracker's affair."""
+    """``process`` takes one frame and carries the states.
+
+    ``latency`` is 0 frames: look-ahead is the tracker's affair.
+    """
 
     latency = 0
 
@@ -105,13 +137,13 @@ class OnnxModel:
             raise UserError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB; that is no live model")
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # a hop is too small to share
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning would burn the player's core
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would burn the player's core
         options.log_severity_level = 4
         try:
             self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # onnxruntime raises a dozen kinds for a damaged file
             reason = str(error).splitlines()[0][:120]
-            raise UserError(f"{path} cannot be read as an ONNX model ({reason}); download or export it again") from error
+            raise UserError(f"{path} is no readable ONNX model ({reason}); download or export it again") from error
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         outputs = [o.name for o in self._session.get_outputs()]
         self._state_shapes = {i.name: i.shape for i in self._session.get_inputs() if i.name.startswith(STATE_PREFIX)}
@@ -120,13 +152,14 @@ class OnnxModel:
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
         self._n_bins = self.info.analysis.n_pitches * self.info.analysis.bins_per_pitch
-        self.reset()
         names = [name for name in outputs if name.startswith(POINTER_PREFIX)]
-        weights = self._session.run(names, self._feed(np.zeros(self._n_bins, np.float32)))
         try:
+            self.reset()
+            weights = self._session.run(names, self._feed(np.zeros(self._n_bins, np.float32)))
             self.pointer = Pointer({n.removeprefix(POINTER_PREFIX): w for n, w in zip(names, weights, strict=True)})
-        except ValueError as error:
-            raise UserError(f"{path} is incomplete ({error}); export the model again") from error
+        except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
+            reason = str(error).splitlines()[0][:120]
+            raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
 
     def reset(self) -> None:
         """As if only silence had been heard."""

@@ -4,9 +4,11 @@ A source gives mono blocks at its own rate; `resample` brings them to the rate o
 samples: a block says how many were lost right before it, so that a gap does not shift what follows.
 """
 
+import atexit
 import logging
 import math
 import os
+import re
 import threading
 import time
 from collections import deque
@@ -23,8 +25,11 @@ from .errors import UserError
 QUEUE_SECONDS = 2.0  # of live sound that may wait; older sound is worth nothing to somebody who plays along
 STALL_SECONDS = 3.0  # without a block: the longest block in use is far below a second, so the device is gone
 POLL_SECONDS = 0.2  # how often the end of a stream is looked for; PortAudio announces no loss of the device
+CLOSE_SECONDS = 1.0  # that a lost device may take to be closed
 MAX_LATENCY = 10.0  # s; JACK's dummy driver reports 89,478
-DOWNMIX_CHANNELS = 2  # opened of a device unless one is chosen: virtual devices claim 32 to 128, silent ones lower a mean
+STREAMED_BYTES = 0x7FFFF000  # a size from here on is what programs write that do not know it yet
+# Opened of a device when none is chosen: virtual devices claim 32 to 128, and silent ones dilute a mean.
+DOWNMIX_CHANNELS = 2
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +112,8 @@ class FileSource(AudioSource):
         self.samplerate = self._file.samplerate
         frames = self._file.frames  # 2**63 - 1 is "unknown"
         self.duration = frames / self.samplerate if 0 < frames < 1 << 62 else None
-        # The length of an MP3 can be an estimate, and falling short of it says nothing.
-        self._expected = frames if self.duration and self._file.format != "MP3" else None
+        self.damaged = False  # True once the file has ended before its time
+        self._expected = _promised_frames(self._file) if self.duration else None
         self.overflows = 0
         self.latency = 0.0
         self._paced = paced
@@ -147,6 +152,7 @@ class FileSource(AudioSource):
             except soundfile.SoundFileError as e:
                 samples, reason = np.zeros(0, np.float32), _one_line(e)
         if not self._stopped and self._expected and delivered < self._expected:
+            self.damaged = True
             missing = (self._expected - delivered) / self.samplerate
             log.warning("%s is damaged: its last %.1f s cannot be read (%s)", self.name, missing, reason)
 
@@ -182,6 +188,22 @@ def _open(path: str) -> soundfile.SoundFile:
         return soundfile.SoundFile(path)
     except (soundfile.SoundFileError, RuntimeError, OSError, TypeError, ValueError) as e:  # TypeError: headerless .raw
         raise UserError(f"{path!r} cannot be read ({_one_line(e)}); give a WAV, FLAC, Ogg, MP3 or AIFF file") from e
+
+
+def _promised_frames(file: soundfile.SoundFile) -> int | None:
+    """Frames that the file should have by its own header; None if that is not certain.
+
+    libsndfile silently shortens a truncated WAV or AIFF to what is there, but its log keeps what the header says.
+    """
+    if file.format == "MP3":  # its length can be an estimate, and falling short of it says nothing
+        return None
+    cut = re.search(r"^(?:data|\s*SSND) : (\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    if cut is None:
+        return file.frames
+    promised, there = int(cut[1]), int(cut[2])
+    if not there < promised < STREAMED_BYTES:
+        return None
+    return file.frames * promised // max(there, 1)
 
 
 def _one_line(e: Exception) -> str:
@@ -228,6 +250,8 @@ class DeviceSource(AudioSource):
         blocksize: int = 0,
         channel: int | None = None,
     ) -> None:
+        if blocksize < 0:
+            raise UserError(f"a block of {blocksize} samples is impossible; give 0 for the device's own choice")
         sounddevice = _import_sounddevice()
         info = _choose_device(device, _all_devices())
         self.name = info["name"]
@@ -241,7 +265,7 @@ class DeviceSource(AudioSource):
         self._queued = 0  # samples in the queue
         self._lost = 0  # samples dropped since the last block left the queue; they all stood right before its head
         self._failure: Exception | None = None
-        self._stopped = False
+        self._started = self._stopped = self._closed = False
         self._portaudio_error = sounddevice.PortAudioError
         try:
             self._stream = sounddevice.InputStream(
@@ -281,6 +305,7 @@ class DeviceSource(AudioSource):
     def blocks(self) -> Iterator[Block]:
         try:
             self._stream.start()
+            self._started = True
         except self._portaudio_error as e:
             raise UserError(
                 f"device {self.name!r} cannot be started ({_one_line(e)}); check that no other program holds it"
@@ -322,7 +347,19 @@ class DeviceSource(AudioSource):
 
     def close(self) -> None:
         self.stop()
-        self._stream.close(ignore_errors=True)
+        if self._closed:
+            return
+        self._closed = True
+        if not self._started or self._active():
+            self._stream.abort(ignore_errors=True)  # some versions of PortAudio hang when a running stream is closed
+            self._stream.close(ignore_errors=True)
+            return
+        # When a JACK server has died, PortAudio waits for it for ever, in close and again when the program exits.
+        closing = threading.Thread(target=self._stream.close, args=(True,), daemon=True)
+        closing.start()
+        closing.join(CLOSE_SECONDS)
+        if closing.is_alive():
+            atexit.unregister(getattr(_import_sounddevice(), "_exit_handler", None))
 
 
 def _import_sounddevice():

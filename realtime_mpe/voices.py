@@ -204,14 +204,22 @@ class VoiceMemory:
         return out, new
 
 
+POINTER_LAYERS = (0, 2, 4)  # where the linear layers stand among the activations, as training names them
+
+
 class Pointer:
     """The learned scorer: two small perceptrons that share nothing but the situation they look at.
 
-    weights : arrays by name as in `WEIGHT_SHAPES` order; `hidden` follows from them. A voice is scored from its own
+    weights : arrays by name, as in ``NAMES``; layer widths follow from them. A voice is scored from its own
     features, the situation, and the mean and maximum of all voices' features, so that scores can be comparative.
     """
 
-    NAMES = tuple(f"{part}.{layer}.{kind}" for part in ("voice", "new") for layer in (0, 2, 4) for kind in ("weight", "bias"))
+    NAMES = tuple(
+        f"{part}.{layer}.{kind}"
+        for part in ("voice", "new")
+        for layer in POINTER_LAYERS
+        for kind in ("weight", "bias")
+    )
 
     def __init__(self, weights: dict[str, np.ndarray]):
         missing = [name for name in self.NAMES if name not in weights]
@@ -224,9 +232,9 @@ class Pointer:
         return np.concatenate([self._perceptron("voice", voice_input), self._perceptron("new", new_input[None])])
 
     def _perceptron(self, part: str, x: np.ndarray) -> np.ndarray:
-        for layer in (0, 2, 4):
+        for layer in POINTER_LAYERS:
             x = x @ self._weights[f"{part}.{layer}.weight"].T + self._weights[f"{part}.{layer}.bias"]
-            if layer < 4:
+            if layer != POINTER_LAYERS[-1]:
                 x = np.maximum(x, 0.0)
         return x[:, 0]
 

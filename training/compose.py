@@ -1,7 +1,7 @@
 """A procedural composer: scores without end for when no MIDI files are given, and textures that files are short of.
 
-The aim is not beauty but the right statistics: chords that parts share (so harmonics collide), players that cross, repeat
-notes, hold, run, rest and double in thirds, in every register and tempo. The same seed gives the same score.
+The aim is not beauty but the right statistics: chords that parts share (so harmonics collide), players that cross,
+repeat notes, hold, run, rest and double in thirds, in every register and tempo. The same seed gives the same score.
 """
 
 from dataclasses import dataclass

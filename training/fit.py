@@ -35,15 +35,15 @@ VALIDATION_FRAMES = 512
 @dataclass(frozen=True)
 class FitConfig:
     hours: float = 1.0  # of re-mixed audio to hear
-    batch_size: int = 8
+    batch_size: int = 4
     n_frames: int = 256  # of one example, 8.2 s
-    learning_rate: float = 2e-3
+    learning_rate: float = 1.5e-3
     weight_decay: float = 1e-2
     onset_weight: float = 0.5
     polyphony_weight: float = 0.02
-    embedding_weight: float = 0.1
+    embedding_weight: float = 0.05
     slot_weight: float = 0.01
-    validate_every: float = 1.0  # hours heard
+    validate_every: float = 2.0  # hours heard
     patience: int = 8  # validations without a better score
     seed: int = 0
 

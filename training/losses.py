@@ -50,6 +50,8 @@ def embedding_loss(outputs: dict[str, Tensor], batch: Batch, generator: torch.Ge
     """
     notes = batch.notes
     device = notes.device
+    if not len(notes):
+        return outputs["embedding"].float().sum() * 0.0
     choice = torch.multinomial(torch.tensor(EARLY_PROBABILITIES), len(notes), replacement=True, generator=generator)
     early = note_embeddings(outputs["embedding"], notes, torch.tensor(EARLY_FRAMES)[choice].to(device))
     whole = note_embeddings(outputs["embedding"], notes, torch.full((len(notes),), EARLY_FRAMES[-1], device=device))
@@ -85,8 +87,8 @@ def slot_loss(network: LiveNetwork, outputs: dict[str, Tensor], batch: Batch, rn
         present = torch.zeros(slots, device=tokens.device)
         if len(stems):
             one_hot = F.one_hot(index, len(stems)).float()  # (n, S)
-            cost = -(log_owner[b][:, owner[b] >= 0] @ one_hot) / len(index)  # (K, S)
-            rows, columns = linear_sum_assignment(cost.detach().cpu().numpy())
+            cost = -(log_owner[b][:, owner[b] >= 0] @ one_hot).float() / len(index)  # (K, S)
+            rows, columns = linear_sum_assignment(cost.detach().float().cpu().numpy())
             losses.append(cost[rows, columns].sum())
             present[rows] = 1.0
         losses.append(F.binary_cross_entropy_with_logits(activity[b].float(), present))

@@ -16,10 +16,11 @@ from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD,
 
 from .effects import background
 from .network import POLYPHONY_CLASSES
-from .stems import StemCache
+from .stems import Segment, StemCache
 
 MAX_STEMS = 6
 STRANGER_PROBABILITY = 0.12  # a part replaced by a stem of another piece: harmony must not tell players apart
+GUEST_PROBABILITY = 0.25  # of one more stem of another piece, and of yet another after it
 DISTRACTOR_PROBABILITY = 0.15  # drums, where a segment has them
 RETUNE_CENTS = 30.0
 
@@ -64,15 +65,16 @@ def remix(cache: StemCache, index: int, seconds: float, rng: np.random.Generator
         chosen = chosen[: draw_count(len(chosen), rng)]
         for k in range(len(chosen)):
             if rng.random() < STRANGER_PROBABILITY:
-                other = cache.load(int(rng.integers(len(cache))))
-                chosen[k] = (other, int(rng.choice(np.flatnonzero(other.part >= 0))))
+                chosen[k] = stranger(cache, rng)
+        while len(chosen) < MAX_STEMS and rng.random() < GUEST_PROBABILITY:
+            chosen.append(stranger(cache, rng))
         if rng.random() < DISTRACTOR_PROBABILITY and (segment.part < 0).any():
             chosen.append((segment, int(rng.choice(np.flatnonzero(segment.part < 0)))))
     audio = np.zeros(n, np.float32)
     notes = []
     for k, (source, stem) in enumerate(chosen[: MAX_STEMS + 1]):
         gain = 10 ** (rng.uniform(-9, 3) / 20) if augment else 1.0
-        piece = source.audio[stem, start : start + n]
+        piece = source.stem(stem, start, n)
         audio[: len(piece)] += gain * piece
         own = source.notes[source.notes[:, 0] == stem]
         notes.append(np.stack([np.full(len(own), k), own[:, 1], own[:, 2], own[:, 3]], 1))
@@ -83,6 +85,12 @@ def remix(cache: StemCache, index: int, seconds: float, rng: np.random.Generator
         audio = set_level(audio, rng)
     notes = notes[(notes[:, 2] > 0) & (notes[:, 1] < seconds)]
     return Mixture(audio, notes)
+
+
+def stranger(cache: StemCache, rng: np.random.Generator) -> tuple[Segment, int]:
+    """Any stem of any piece."""
+    segment = cache.load(int(rng.integers(len(cache))))
+    return segment, int(rng.choice(np.flatnonzero(segment.part >= 0)))
 
 
 def draw_count(available: int, rng: np.random.Generator) -> int:

@@ -47,7 +47,7 @@ class CausalConv(nn.Module):
         )
 
     def forward(self, x: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-        x = torch.cat([state, x], 2)
+        x = torch.cat([state.to(x.dtype), x], 2)
         return self.conv(x), x[:, :, -self.context :]
 
 
@@ -125,7 +125,9 @@ class LiveNetwork(nn.Module):
         """Silence: one (B, C, context, P) tensor a causal convolution, in the order they run."""
         convs = [b.spread for b in self.trunk] + [self.detect] + [b.spread for b in self.branch]
         return [
-            torch.zeros(batch, c.conv.in_channels, c.context, N_PITCHES, dtype=like.dtype, device=like.device)
+            torch.zeros(batch, c.conv.in_channels, c.context, N_PITCHES, device=like.device).to(
+                memory_format=torch.channels_last
+            )
             for c in convs
         ]
 

@@ -1,8 +1,8 @@
 """Instruments made of recordings of single notes: a folder with an ``index.csv`` and the sound files it names.
 
 Columns of ``index.csv``: path (relative to the folder), instrument, midi (the note meant), dynamic (pianissimo ..
-fortissimo), deviation_semitones (pitch measured minus `midi`), seconds, source_peak. Recordings are mono or stereo at any
-rate and are decoded once, on first use, to 16 kHz.
+fortissimo), deviation_semitones (pitch measured minus `midi`), seconds, source_peak; the last two are not used.
+Recordings are mono or stereo at any rate and are decoded once, on first use, to 16 kHz.
 """
 
 import csv
@@ -17,6 +17,7 @@ from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES, SAMPLERATE
 from realtime_mpe.errors import UserError
 
 from .stems import at_level
+from .synth import midi_to_hz
 
 DYNAMICS = ("molto-pianissimo", "pianissimo", "piano", "mezzo-piano", "mezzo-forte", "forte", "fortissimo")
 COLUMNS = ("path", "instrument", "midi", "dynamic", "deviation_semitones")
@@ -25,6 +26,7 @@ MAX_CENTS = 12.0  # what may be left of a mistuning; with the error of measuring
 ENVELOPE_HOP = 32  # samples, 2 ms
 ONSET_DB = -20.0  # below the recording's peak: where its sound counts as begun
 DEAD_DB = -35.0  # below the recording's peak: where it counts as ended
+DYING = 0.35  # level at the end of the steady part, of that at its start, below which a string is left to die by itself
 CLEAR = 0.6  # autocorrelation at the period, of that at 0, below which a recording has no pitch to learn from
 LEGATO_GAP = 0.03  # s; a note this near to the end of the one before may be slurred
 DB_PER_VELOCITY = 0.18  # 60 steps of velocity are 11 dB
@@ -79,9 +81,7 @@ class SampleInstrument:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_sounds": {}}  # a worker decodes what it needs; sending it would cost more
 
-    def render(
-        self, notes: np.ndarray, n_samples: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def render(self, notes: np.ndarray, n_samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """notes (N, 4) -> audio (n_samples,) float32 and the notes that sound (M <= N, 4)."""
         audio = np.zeros(n_samples, np.float32)
         sounded = []
@@ -172,7 +172,9 @@ def read_take(take: Take) -> Sound | None:
     peak = level.max(initial=0.0)
     if peak < 1e-4:
         return None
-    begin = int(np.argmax(level >= peak * 10 ** (ONSET_DB / 20))) * ENVELOPE_HOP
+    loud = int(np.argmax(level >= peak * 10 ** ((ONSET_DB + 8) / 20)))
+    soft = np.flatnonzero(level[:loud] < peak * 10 ** (ONSET_DB / 20))  # back from there: a click or breath is no onset
+    begin = (int(soft[-1]) + 1 if len(soft) else 0) * ENVELOPE_HOP
     begin = max(begin - SAMPLERATE // 200, 0)  # 5 ms of what comes before, so that the attack is not clipped
     wave = wave[begin:] * (0.9 / max(np.abs(wave).max(), 1e-4))
     level = envelope(wave)
@@ -200,10 +202,6 @@ def envelope(wave: np.ndarray) -> np.ndarray:
     left = np.maximum(centres - 2 * ENVELOPE_HOP, 0)
     right = np.minimum(centres + 2 * ENVELOPE_HOP, len(wave))
     return np.sqrt(np.maximum(power[right] - power[left], 0.0) / np.maximum(right - left, 1))
-
-
-def midi_to_hz(midi: float) -> float:
-    return 440.0 * 2.0 ** ((midi - 69.0) / 12.0)
 
 
 def measure_pitch(wave: np.ndarray, guess: float) -> float | None:
@@ -247,7 +245,7 @@ def _find_loops(wave: np.ndarray, attack: int, steady_end: int, period: float) -
     body = wave[attack:steady_end]
     last = len(body) - 2 * overlap  # the newest place from which a loop still brings something
     first_level, last_level = np.sqrt(np.mean(body[: len(body) // 3] ** 2)), np.sqrt(np.mean(body[-overlap:] ** 2))
-    if last < overlap // 2 or last_level < 0.18 * first_level:  # too short, or a plucked string that dies by itself
+    if last < overlap // 2 or last_level < DYING * first_level:
         return overlap, ()
     target = body[-overlap:]
     size = 1 << int(np.ceil(np.log2(last + 2 * overlap)))

@@ -1,7 +1,7 @@
 """Scores: reading MIDI files, cutting excerpts, and playing them like people do.
 
-A note array is ``(N, 4) float64``: onset s, offset s, MIDI number, velocity 1..127, sorted by onset. The sustain pedal and
-pitch bends of a file are ignored on purpose: what is rendered and what is labelled come from the same array.
+A note array is ``(N, 4) float64``: onset s, offset s, MIDI number, velocity 1..127, sorted by onset. The sustain pedal
+and pitch bends of a file are ignored on purpose: what is rendered and what is labelled come from the same array.
 """
 
 import logging
@@ -17,7 +17,7 @@ from realtime_mpe.errors import UserError
 
 log = logging.getLogger(__name__)
 
-MIN_NOTE_SECONDS = 0.03  # shorter notes are ornaments of the file format (keyswitches, grace ticks), not audible pitches
+MIN_NOTE_SECONDS = 0.03  # shorter ones are key switches and one-tick notes, not audible pitches
 MAX_NOTE_SECONDS = 30.0  # a note that was never switched off
 DRUM_CHANNEL = 9  # 0-based: what people call channel 10
 UNISON_SECONDS = 0.06  # two onsets this near are one attack to a listener
@@ -161,18 +161,18 @@ def drop_doubled(parts: list[Part]) -> list[Part]:
         notes = parts[i].notes
         if not len(notes):
             continue
+        # one number for moment and pitch class; the keeper's cells also cover the moments next to its own (+-12)
         cell = np.round(notes[:, 0] / UNISON_SECONDS).astype(np.int64) * 12 + notes[:, 2].astype(np.int64) % 12
-        # the cell is an eighth-note of nothing: neighbours in time are included by the keeper's +-1 cell below
         if all(np.isin(cell, around).mean() <= DOUBLED_SHARE for _, around in kept):
             kept.append((parts[i], np.concatenate([cell - 12, cell, cell + 12])))
     survivors = {id(part) for part, _ in kept}
     return [part for part in parts if id(part) in survivors]
 
 
-def clip_notes(notes: np.ndarray, start: float, stop: float) -> np.ndarray:
-    """The part of `notes` inside start..stop seconds, with times counted from `start`."""
-    inside = notes[(notes[:, 1] > start) & (notes[:, 0] < stop)].copy()
-    inside[:, :2] = np.clip(inside[:, :2], start, stop) - start
+def clip_notes(notes: np.ndarray, start: float, seconds: float) -> np.ndarray:
+    """The part of `notes` inside the `seconds` from `start` on, with times counted from `start`."""
+    inside = notes.copy()
+    inside[:, :2] = np.clip(notes[:, :2] - start, 0.0, seconds)
     return inside[inside[:, 1] - inside[:, 0] >= MIN_NOTE_SECONDS]
 
 
@@ -201,9 +201,8 @@ def segment(score: Score, seconds: float, rng: np.random.Generator, tries: int =
 
 def cut(score: Score, start: float, seconds: float) -> Score:
     """The excerpt start .. start + seconds with times counted from `start`; parts of fewer than three notes go."""
-    stop = start + seconds
-    parts = [Part(p.name, p.program, clip_notes(p.notes, start, stop)) for p in score.parts]
-    drums = [Part(p.name, p.program, clip_notes(p.notes, start, stop)) for p in score.drums]
+    parts = [Part(p.name, p.program, clip_notes(p.notes, start, seconds)) for p in score.parts]
+    drums = [Part(p.name, p.program, clip_notes(p.notes, start, seconds)) for p in score.drums]
     return Score(score.name, [p for p in parts if len(p.notes) >= 3], [d for d in drums if len(d.notes)])
 
 
@@ -219,8 +218,8 @@ def is_polyphonic(notes: np.ndarray) -> bool:
 def split_voices(notes: np.ndarray, line: str = "top") -> np.ndarray:
     """The `line` ("top" or "bottom") of a part with chords: never two notes at once, so that one wind can play it.
 
-    Of notes struck together the outermost stays; a note inside a longer, more outward one is dropped; otherwise the newer
-    note ends the older one.
+    Of notes struck together the outermost stays; a note inside a longer, more outward one is dropped; otherwise the
+    newer note ends the older one.
     """
     if line not in ("top", "bottom"):
         raise ValueError(f"line is {line!r}: expected 'top' or 'bottom'")
@@ -263,7 +262,7 @@ def humanise(notes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     starts = np.unique(notes[:, 0])
     gap = np.diff(starts, append=np.inf)
     room = np.minimum(gap, np.concatenate([[np.inf], gap[:-1]]))[np.searchsorted(starts, notes[:, 0])]
-    move = np.clip(jitter + drift, -0.4 * room, 0.4 * room)
+    move = np.clip(jitter + drift, -0.3 * room, 0.3 * room)
     played[:, 0] = np.maximum(notes[:, 0] + move, 0.0)
 
     later = np.append(starts, np.inf)[np.searchsorted(starts, notes[:, 0] + UNISON_SECONDS / 2)] - notes[:, 0]
@@ -282,6 +281,7 @@ def humanise(notes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     for pitch in np.unique(played[:, 2]):
         own = np.flatnonzero(played[:, 2] == pitch)
         own = own[np.argsort(played[own, 0], kind="stable")]
-        limit = played[own[1:], 0] - 0.02
-        played[own[:-1], 1] = np.minimum(played[own[:-1], 1], np.maximum(limit, played[own[:-1], 0] + 0.02))
+        gap = np.diff(played[own, 0])  # a repeated note needs a moment of release to be heard as a new one
+        limit = played[own[:-1], 0] + np.maximum(gap - 0.02, 0.5 * gap)
+        played[own[:-1], 1] = np.minimum(played[own[:-1], 1], limit)
     return as_notes(played)

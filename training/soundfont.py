@@ -1,8 +1,8 @@
 """General MIDI instruments of a SoundFont, played offline by FluidSynth.
 
-FluidSynth runs at 32 kHz and the sound is then halved: its interpolation does not band-limit, and at 32 kHz whatever folds
-back lands above the 8 kHz that are kept. One synthesiser a process is shared by all instruments of a file, because loading
-a large bank takes longer than playing it.
+FluidSynth runs at 32 kHz and the sound is then halved: its interpolation does not band-limit, and at 32 kHz whatever
+folds back lands above the 8 kHz that are kept. One synthesiser a process serves all instruments of a file, because
+loading a large bank takes longer than playing it.
 """
 
 import ctypes
@@ -23,22 +23,23 @@ FONT_RATE = 32_000  # Hz
 DRUM_BANK = 128
 GAIN = 0.3  # far from clipping with ten notes; the level is set afterwards in floating point
 BLOCK = 64  # samples that FluidSynth makes at once; events take effect between blocks, 2 ms apart
+VOICES = 256  # at once: chords of layered presets with long releases need over a hundred
 CHUNK = 25 * BLOCK  # one look at the decay of a note, 50 ms
 LONGEST_PROBE = 8.0  # s; a note that still sounds then counts as sustained
 DEAD_DB = -35.0  # below the note's peak: the note is over although the key is down
 ONSET_DB = -20.0  # below the note's early peak: the note has begun
 SLOWEST_ONSET = 0.12  # s by which a note may be played early so that its sound begins on the label
 RELEASE_GENERATOR = 38  # SoundFont 2.04, 8.1.2: releaseVolEnv, timecents
-SLOWEST_RELEASE = 0.12  # s in which a key that was let go must fall by 20 dB: a label that ends while the sound rings lies
+SLOWEST_RELEASE = 0.12  # s in which a key that was let go must fall by 20 dB, or its label would end too early
 TAIL_SECONDS = 1.5  # rendered past the end and thrown away: lets releases die before the synthesiser is used again
 
-# General MIDI program -> playable range (low, high). Left out: what does not sound at its key (tubular bells 14; organs
-# with a strong 16-foot stop, 16-18; the lead in fifths, 86), timpani (47), orchestra hit (55), attacks slower than a
-# label can say (89, 92, 94, 95), effects (96-103), percussion (112-119) and noises (120-127).
+# General MIDI program -> playable range (low, high). Left out: what does not sound at its key alone (bells 9 and 14;
+# organs with a strong 16-foot stop, 16-18; the lead in fifths, 86), timpani (47), orchestra hit (55), attacks slower
+# than a label can say (89, 92-95), effects (96-103), percussion (112-119) and noises (120-127).
 _KEYBOARD, _WIDE = (23, 94), (36, 94)
 RANGES: dict[int, tuple[int, int]] = {
     **dict.fromkeys(range(0, 6), _KEYBOARD), 6: (29, 89), 7: (29, 88),
-    8: (60, 94), 9: (76, 94), 10: (60, 94), 11: (53, 89), 12: (45, 94), 13: (65, 94), 15: (55, 84),
+    8: (60, 94), 10: (60, 94), 11: (53, 89), 12: (45, 94), 13: (65, 94), 15: (55, 84),
     **dict.fromkeys((19, 20), (30, 94)), 21: (41, 94), 22: (48, 94), 23: (41, 89),
     24: (40, 84), 25: (40, 84), 26: (40, 86), 27: (40, 86), 28: (40, 79), 29: (40, 86), 30: (40, 86),
     **dict.fromkeys(range(32, 40), (23, 67)),
@@ -47,7 +48,7 @@ RANGES: dict[int, tuple[int, int]] = {
     56: (52, 88), 57: (34, 77), 58: (24, 65), 59: (52, 86), 60: (34, 77), 61: (36, 91), 62: (36, 94), 63: (36, 94),
     64: (54, 91), 65: (49, 86), 66: (42, 79), 67: (37, 72), 68: (58, 93), 69: (52, 84), 70: (34, 77), 71: (50, 93),
     72: (74, 94), 73: (59, 94), 74: (60, 94), 75: (60, 94), 76: (53, 89), 77: (53, 89), 78: (60, 94), 79: (55, 91),
-    **dict.fromkeys((80, 81, 82, 83, 84, 85, 87), _WIDE), **dict.fromkeys((88, 90, 91, 93), _WIDE),
+    **dict.fromkeys((80, 81, 82, 83, 84, 85, 87), _WIDE), **dict.fromkeys((88, 90, 91), _WIDE),
     104: (45, 84), 105: (43, 86), 106: (45, 84), 107: (43, 86), 108: (53, 89), 109: (48, 81), 110: (55, 94),
     111: (55, 91),
 }  # fmt: skip
@@ -56,7 +57,7 @@ MONOPHONIC = frozenset([*range(32, 40), *range(40, 44), *range(56, 61), *range(6
 
 @dataclass(frozen=True)
 class Response:
-    """How one key answers. lag : s until it is heard.  life : s until it has died with the key down, inf if it holds."""
+    """How a key answers. lag : s until it is heard.  life : s until it has died with the key down, inf if it holds."""
 
     lag: float
     life: float
@@ -78,15 +79,14 @@ class SoundFontInstrument:
         self.low, self.high = RANGES.get(program, _WIDE)
         self.polyphonic = program not in MONOPHONIC
 
-    def render(
-        self, notes: np.ndarray, n_samples: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def render(self, notes: np.ndarray, n_samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """notes (N, 4) -> audio (n_samples,) float32 and the notes that sound (M <= N, 4).
 
         A key that answers late is played early by as much (up to 0.12 s); a note that dies while its key is down ends
         where it has fallen 35 dB below its peak.
         """
-        playable = notes[(notes[:, 2] >= self.low) & (notes[:, 2] <= self.high) & (notes[:, 0] < n_samples / SAMPLERATE)]
+        playable = notes[(notes[:, 2] >= self.low) & (notes[:, 2] <= self.high)]
+        playable = playable[playable[:, 0] < n_samples / SAMPLERATE]
         answers = [response(self.path, self.bank, self.program, int(midi) // 3 * 3 + 1) for midi in playable[:, 2]]
         lag = np.array([a.lag for a in answers])
         life = np.array([a.life for a in answers])
@@ -140,7 +140,7 @@ def soundfont_instruments(path: str | Path, programs: list[int] | None = None) -
     player = _player(str(path))
     found = [SoundFontInstrument(path, p) for p in wanted if player.has(0, p)]
     if not found:
-        raise UserError(f"{str(path)!r} has none of the General MIDI programs asked for: give a General MIDI bank (.sf2)")
+        raise UserError(f"{str(path)!r} has none of the General MIDI programs asked for: give a General MIDI .sf2")
     return found
 
 
@@ -172,16 +172,18 @@ class _Player:
         import fluidsynth
 
         # Effects go off by settings: a reverb that is only turned down still costs half of the time.
-        settings = {"synth.reverb.active": 0, "synth.chorus.active": 0, "synth.polyphony": 128}
+        settings = {"synth.reverb.active": 0, "synth.chorus.active": 0, "synth.polyphony": VOICES}
         self._synth = fluidsynth.Synth(GAIN, FONT_RATE, **settings)
-        # Floating point, which pyfluidsynth does not offer: its 16-bit output is dithered by a generator that runs on from
-        # note to note, so the same excerpt would never come out twice the same.
+        # Floating point, which pyfluidsynth does not offer: its 16-bit output is dithered by a generator that runs on
+        # from note to note, so the same excerpt would never come out twice the same.
         library = ctypes.CDLL(fluidsynth.lib)
         self._write_float = library.fluid_synth_write_float
         self._write_float.argtypes = [
             ctypes.c_void_p, ctypes.c_int,
             ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int,
         ]  # fmt: skip
+        self._active_voices = library.fluid_synth_get_active_voice_count
+        self._active_voices.argtypes = [ctypes.c_void_p]
         self._set_generator = library.fluid_synth_set_gen
         self._set_generator.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_int, ctypes.c_float]
         self._font = self._synth.sfload(path)
@@ -203,6 +205,7 @@ class _Player:
 
     def play(self, events: list[tuple[int, int, int, int]], n: int) -> np.ndarray:
         """events: sorted (sample, 1 on | 0 off, key, velocity) -> mono (n,) float32 at FONT_RATE."""
+        self._forget()
         pieces, now = [], 0
         for sample, on, key, velocity in events:
             if sample >= n:
@@ -216,6 +219,19 @@ class _Player:
             pieces.append(self.read(-(-(n - now) // BLOCK) * BLOCK))
         self.silence()
         return np.concatenate(pieces)[:n]
+
+    def _forget(self) -> None:
+        """Bring all voices into one state.
+
+        A voice glides in its first block from the panning of whatever it played before: 2 ms at -30 dB that would make
+        every stem depend on the ones before it. So (nearly) all voices play one block of the same.
+        """
+        for key in 2 * list(range(128)):
+            if self._active_voices(self._synth.synth) > VOICES - 16:
+                break
+            self.strike(key, 100)
+        self.read(BLOCK)
+        self.silence()
 
     def strike(self, key: int, velocity: int) -> None:
         """Press a key (velocity 0: let it go) now; it sounds from the next `read`."""

@@ -10,8 +10,8 @@ several instruments (takes), so a mixture picks one take of each part it wants. 
     instrument  (S,) str           name of the instrument
     score       () str             name of the score
 
-What happens in segment i depends on (seed, i) and the instruments and scores given, and on nothing else, so an interrupted
-run goes on where it stopped and a repeated one makes the same files.
+What happens in segment i depends on (seed, i) and the instruments and scores given, and on nothing else, so an
+interrupted run goes on where it stopped and a repeated one makes the same files.
 """
 
 import contextlib
@@ -37,6 +37,7 @@ from .scores import Part, Score, as_notes, cut, cut_repeats, humanise, is_polyph
 LEVEL_DB = -23.0  # dB re full scale, RMS while sounding
 PEAK = 0.98
 MAX_PARTS = 6
+MAX_DRAWS = 30  # excerpts tried for one segment
 LAST_MIDI = FIRST_MIDI + N_PITCHES - 1
 SHIFT_PROBABILITY = 0.35  # a part moved by an octave: registers must not tell players apart
 SAME_INSTRUMENT_PROBABILITY = 0.15  # two parts on one instrument: timbre must not be all there is
@@ -55,13 +56,11 @@ class Instrument(Protocol):
     high: int
     polyphonic: bool
 
-    def render(
-        self, notes: np.ndarray, n_samples: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def render(self, notes: np.ndarray, n_samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """notes (N, 4) -> audio (n_samples,) float32 at 16 kHz, and `sounded` (M <= N, 4).
 
-        `sounded` are the notes that are in the audio. Their offset is key-up (release and room ring on after it), or the
-        moment the sound has died by itself, 35 dB below the note's peak, whichever is earlier. What the instrument
+        `sounded` are the notes that are in the audio. Their offset is key-up (release and room ring on after it), or
+        the moment the sound has died by itself, 35 dB below the note's peak, whichever is earlier. What the instrument
         cannot play is neither in the audio nor in `sounded`.
         """
         ...
@@ -96,7 +95,7 @@ def at_level(audio: np.ndarray, notes: np.ndarray | None, level_db: float = LEVE
 
 @dataclass(frozen=True)
 class Segment:
-    """One file of the cache, decoded; see the module for shapes. audio is float32 in -1..1 here."""
+    """One file of the cache; see the module for shapes."""
 
     audio: np.ndarray
     notes: np.ndarray
@@ -104,9 +103,14 @@ class Segment:
     instrument: list[str]
     score: str
 
+    def stem(self, index: int, start: int = 0, n: int | None = None) -> np.ndarray:
+        """``n`` samples of one stem from ``start`` on (fewer at its end), float32 in -1..1."""
+        stop = None if n is None else start + n
+        return self.audio[index, start:stop].astype(np.float32) / 32767
+
 
 class StemCache:
-    """The segments in a folder, which may still be growing: `refresh` looks again, `load(i)` reads the i-th there is."""
+    """The segments in a folder, which may still be growing: `refresh` looks again, `load(i)` reads the i-th of them."""
 
     def __init__(self, folder: str | Path):
         """Raises UserError if the folder does not exist."""
@@ -129,9 +133,8 @@ class StemCache:
         path = self.paths[index]
         try:
             with np.load(path) as data:
-                audio = data["audio"].astype(np.float32) / 32767
                 names = [str(n) for n in data["instrument"]]
-                return Segment(audio, data["notes"], data["part"].astype(np.int64), names, str(data["score"]))
+                return Segment(data["audio"], data["notes"], data["part"].astype(np.int64), names, str(data["score"]))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} is damaged ({error}): delete it and render again") from error
 
@@ -143,7 +146,7 @@ class Job:
     out_dir: Path
     scores: list[Score]
     instruments: list[Instrument]
-    weights: dict[str, float]
+    weights: list[float]
     drums: Drums | None
     seconds: float
     takes: int
@@ -168,9 +171,12 @@ def render(
 ) -> int:
     """Fill `out_dir` with segments 0 .. n_segments - 1; those that are there are kept. Returns how many were made.
 
-    scores : None for composed ones only.  takes : instruments that play each part.  weights : how
-    often each instrument is drawn (None: all alike).  workers : processes; with more
-    than one, the caller's main module must be importable (guard it with ``if __name__ == "__main__"``).
+    scores : None for composed ones only.  takes : instruments that play each part.
+    weights : how often each instrument is drawn, above 0; None: every sound source (what is before ":" in the names)
+    as often as the others, for a bank of a hundred presets must not drown thirteen recorded instruments.
+    drums : plays the percussion of scores that have some, as one more stem without notes.
+    workers : processes; with more than one, the caller's main module must be importable (guard it with
+    ``if __name__ == "__main__"``).
     progress : called with (segments there are, n_segments) after each one. Ctrl-C ends the workers, leaves only whole
     files and is passed on. Raises UserError if there is no instrument or no score with two parts.
     """
@@ -178,14 +184,17 @@ def render(
         raise UserError("no instruments to render with: give a sample folder, a SoundFont or the synthesiser")
     if len({i.name for i in instruments}) < len(instruments):
         raise ValueError("two instruments have the same name")
+    if weights is None:
+        sources = [i.name.partition(":")[0] for i in instruments]
+        weights = [1.0 / sources.count(s) for s in sources]
+    if len(weights) != len(instruments) or min(weights) <= 0:
+        raise ValueError("weights must hold a number above 0 for every instrument")
     usable = [] if scores is None else [s for s in scores if len(s.parts) >= 2]
     if scores is not None and not usable:
         raise UserError("none of the scores has two parts: give other scores, or none to use composed ones")
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    names = [i.name for i in instruments]
-    drawn = dict(zip(names, np.ones(len(names)) if weights is None else weights, strict=True))
-    job = Job(folder, usable, list(instruments), drawn, drums, seconds, takes, seed, register_shift)
+    job = Job(folder, usable, list(instruments), list(weights), drums, seconds, takes, seed, register_shift)
     missing = [i for i in range(n_segments) if not segment_path(folder, i).exists()]
     done = n_segments - len(missing)
     with contextlib.ExitStack() as stack:
@@ -238,11 +247,13 @@ def make_segment(job: Job, index: int) -> dict[str, np.ndarray]:
     """The arrays of one segment file (see the module), from scratch."""
     rng = np.random.default_rng([job.seed, index])
     n_samples = int(round(job.seconds * SAMPLERATE))
-    while True:  # an excerpt may lie outside every instrument's range: then another one is drawn
+    for _ in range(MAX_DRAWS):  # an excerpt may leave too little within the instruments' ranges: then draw another
         score = _choose_excerpt(job, rng)
         stems = _render_parts(job, score, n_samples, rng)
         if len({part for part, *_ in stems}) >= 2:
             break
+    else:
+        raise UserError("the instruments play next to nothing of the scores: give instruments with a wider range")
     if job.drums is not None and score.drums:
         noise = job.drums.render(score.drums, n_samples, rng)
         if np.any(noise):
@@ -293,7 +304,7 @@ def _render_parts(
         twins = set(rng.choice(len(score.parts), 2, replace=False).tolist())
     room = Room(rng) if rng.random() < ROOM_PROBABILITY else None
     stems = []
-    for take in range(job.takes):
+    for _take in range(job.takes):
         used: set[str] = set()
         twin_instrument: Instrument | None = None
         for number, part in enumerate(score.parts):
@@ -322,28 +333,17 @@ def _render_parts(
 
 
 def _choose_instrument(
-    job: Job,
-    notes: np.ndarray,
-    shift: int,
-    polyphonic: bool,
-    taken: set[str],
-    rng: np.random.Generator,
+    job: Job, notes: np.ndarray, shift: int, polyphonic: bool, taken: set[str], rng: np.random.Generator
 ) -> Instrument:
-    """One that plays chords if `polyphonic`, is not `taken` and can play the part where it lies, as far as there is one.
-
-    A sound source (what is before ":" in the names) is drawn first: a bank of a hundred presets must not drown thirteen
-    recorded instruments.
-    """
+    """One that plays chords if `polyphonic`, is not `taken` and reaches most of the part, as far as there is one."""
     pitches = np.clip(notes[:, 2] + shift, FIRST_MIDI, LAST_MIDI)
     low, high = np.percentile(pitches, [10, 90])
-    pool = [i for i in job.instruments if i.name not in taken] or job.instruments
-    pool = [i for i in pool if i.polyphonic] or pool if polyphonic else pool
+    pool = [k for k, i in enumerate(job.instruments) if i.name not in taken] or list(range(len(job.instruments)))
+    if polyphonic:
+        pool = [k for k in pool if job.instruments[k].polyphonic] or pool
+    weights = np.array([job.weights[k] for k in pool])
     # Of three draws the one that fits best: keeps basses off the treble without excluding any instrument.
-    sources: dict[str, list[Instrument]] = {}
-    for instrument in pool:
-        sources.setdefault(instrument.name.partition(":")[0], []).append(instrument)
-    source = sources[sorted(sources)[int(rng.integers(len(sources)))]]
-    picks = [source[int(k)] for k in rng.integers(len(source), size=3)]
+    picks = [job.instruments[int(k)] for k in rng.choice(pool, 3, p=weights / weights.sum())]
     return min(picks, key=lambda i: max(i.low - low, 0) + max(high - i.high, 0))
 
 
@@ -367,7 +367,7 @@ def _inside(notes: np.ndarray, seconds: float) -> np.ndarray:
 
 
 def _labels(sounded: np.ndarray, seconds: float) -> np.ndarray:
-    """Labels inside the segment and the 72 pitches. Instruments were only asked for those; a plug-in may be careless."""
+    """Labels inside the segment and the 72 pitches; instruments were asked for nothing else, but may be careless."""
     labels = _inside(sounded, seconds)
     return labels[(labels[:, 2] >= FIRST_MIDI) & (labels[:, 2] <= LAST_MIDI)]
 

@@ -92,9 +92,9 @@ def render_all(args: argparse.Namespace) -> dict[str, StemCache]:
         held_scores = [s for s in scores if is_held_out(s.name)]
     drums = SoundFontDrums(args.soundfont[0]) if args.soundfont else None
     plan = {
+        "validation": (held_scores, held_instruments, max(args.segments // 16, 8)),
+        "memory": (train_scores, train_instruments, max(args.segments // 8, 8)),
         "train": (train_scores, train_instruments, args.segments),
-        "memory": (train_scores, train_instruments, max(args.segments // 6, 8)),
-        "validation": (held_scores, held_instruments, max(args.segments // 12, 8)),
     }
     caches = {}
     for number, (name, (some_scores, some_instruments, count)) in enumerate(plan.items()):

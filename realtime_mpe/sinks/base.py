@@ -1,5 +1,7 @@
 """What every sink promises. To write one, inherit from NoteSink and override what you need."""
 
+import numpy as np
+
 from ..events import Note, Status
 
 
@@ -17,6 +19,9 @@ class NoteSink:
 
     def note_off(self, note: Note) -> None:
         """The same note ends; ``note.offset`` is set. Every note_on is followed by its note_off, also at the end."""
+
+    def frame(self, mix: np.ndarray) -> None:
+        """The next label frame's mixture probabilities, (n_pitches,) float32, from label frame 0 on."""
 
     def status(self, status: Status) -> None:
         """The engine as it is now, about 10 times a second."""

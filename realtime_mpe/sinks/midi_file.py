@@ -1,7 +1,7 @@
 """`record:PATH.mid`: the take as a type-1 MIDI file, a track a voice.
 
-The bytes are put together here rather than by a library, because the file is written while the music plays: an hour
-of busy playing takes mido 230 ms, in which no note leaves, and this module 25.
+The bytes are put together here rather than by a library, because the file is written while the music plays and no note
+leaves meanwhile: an hour of busy playing (20,000 notes) takes this module 50 ms, mido 250.
 """
 
 import logging

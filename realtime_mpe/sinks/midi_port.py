@@ -5,7 +5,8 @@ be running: all that are compiled in are tried in turn, and the reasons of those
 
 Under JACK, open these sinks before an audio stream of the same process and close them after it: RtMidi waits for the
 JACK cycle to end while it holds Python's lock, and an audio callback in Python needs that lock for the cycle to end
-(measured: 11 s, after which JACK has given up on the process).
+(measured: 11 s, after which JACK has given up on the process). Known limit: should the JACK server die while the audio
+comes from elsewhere, RtMidi takes some 2,300 more messages and then blocks for ever.
 """
 
 import os
@@ -47,7 +48,8 @@ class _PortSink(NoteSink):
 
     def __init__(self, name: str, api: str, out) -> None:
         self.name, self.api = name, api
-        self._out = out  # None once closed or lost
+        self._out = out  # None once closed
+        self._working = True  # False once closed or lost
         self._sounding: Counter[tuple[int, int]] = Counter()  # (channel, midi)
         self._used: set[int] = set()  # channels
 
@@ -77,11 +79,17 @@ class _PortSink(NoteSink):
                 self._send(_CONTROL_CHANGE, channel, _ALL_NOTES_OFF, 0)
                 self._send(_CONTROL_CHANGE, channel, _ALL_SOUND_OFF, 0)
         except UserError:
-            return  # the port is gone, and with it what sounded
-        self._let_go()
+            pass  # the port is gone, and with it what sounded
+        self._working = False
+        out, self._out = self._out, None
+        try:
+            out.close_port()
+            out.delete()
+        except _rtmidi_errors():
+            pass  # it is gone already
 
     def _send(self, kind: int, channel: int, *data: int) -> None:
-        if self._out is None:
+        if not self._working:
             return
         try:
             self._out.send_message([kind | channel - 1, *data])
@@ -89,18 +97,10 @@ class _PortSink(NoteSink):
             self._lost(e)
 
     def _lost(self, reason: object) -> None:
-        self._let_go()
+        self._working = False
         raise UserError(
             f"MIDI port {self.name!r} ({self.api}) vanished: {_short(reason)}; connect it again and restart"
         )
-
-    def _let_go(self) -> None:
-        out, self._out = self._out, None
-        try:
-            out.close_port()
-            out.delete()
-        except _rtmidi_errors():
-            pass  # it is gone already
 
 
 class MidiPortSink(_PortSink):
@@ -129,7 +129,7 @@ class MidiPortSink(_PortSink):
 
     def status(self, status: Status) -> None:
         """Notice that the port is gone: ALSA and JACK take messages to nowhere without an error."""
-        if self._out is None or time.monotonic() - self._looked_at < LOOK_SECONDS:
+        if not self._working or time.monotonic() - self._looked_at < LOOK_SECONDS:
             return
         self._looked_at = time.monotonic()
         if self.api == "winmm":

@@ -20,7 +20,7 @@ COLUMNS, ROWS = 80, 24  # the least terminal; a larger one is used in height onl
 HEADER_LINES = 3
 
 _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
-_UP, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[{}F", "\x1b[K", "\x1b[J"
+_UP, _CLEAR_LINE = "\x1b[{}F", "\x1b[K"
 _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -95,10 +95,11 @@ class TerminalSink(NoteSink):
         self._drawn_at = time.monotonic()
         columns, rows = self._size()
         lines = _block(self._status, self._voices, rows - 1)  # the cursor rests on the line below
-        out = [_UP.format(self._drawn_lines) if self._drawn_lines else _HIDE_CURSOR]
+        up = min(self._drawn_lines, rows - 1)  # the window may have become smaller
+        out = [_UP.format(up) if up else _HIDE_CURSOR]
         out += [line[: columns - 1].rstrip() + _CLEAR_LINE + "\n" for line in lines]
         self._drawn_lines = len(lines)
-        self._write("".join(out) + _CLEAR_BELOW)
+        self._write("".join(out))
 
     def _size(self) -> tuple[int, int]:
         try:

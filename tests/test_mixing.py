@@ -1,0 +1,104 @@
+"""Labels: on the grid of the metric, shifted by the look-ahead, and where the sound really is."""
+
+import numpy as np
+import pytest
+import torch
+
+from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, SAMPLERATE, AnalysisConfig
+from realtime_mpe.cqt import StreamingCqt
+from realtime_mpe.training.losses import embedding_loss, mixture_loss, onset_loss, slot_loss
+from realtime_mpe.training.metrics import notes_to_roll
+from realtime_mpe.training.mixing import Mixture, all_lookaheads, batches, collate, label, remix, retune, shifted
+from realtime_mpe.training.network import LiveNetwork, NetworkConfig
+from realtime_mpe.training.stems import StemCache, render
+from realtime_mpe.training.synth import SynthInstrument
+
+FRONT_END = AnalysisConfig()
+NOTES = np.array([(0, 0.1, 0.5, 60), (1, 0.3, 0.9, 64), (0, 0.5, 1.0, 60), (1, 0.95, 1.2, 62), (0, 1.0, 1.3, 62)])
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory) -> StemCache:
+    folder = tmp_path_factory.mktemp("stems")
+    render(folder, None, [SynthInstrument(k) for k in range(6)], 2, seconds=10.0, seed=1)
+    return StemCache(folder)
+
+
+def test_labels_lie_on_the_grid_that_the_metric_scores():
+    n_frames = 40
+    labels = label(Mixture(np.zeros(n_frames * HOP, np.float32), NOTES), n_frames)
+    np.testing.assert_array_equal(labels["mix"][:n_frames].T, notes_to_roll(NOTES[:, 1:], n_frames))
+
+
+def test_owner_is_named_only_where_one_player_plays():
+    labels = label(Mixture(np.zeros(60 * HOP, np.float32), NOTES), 60)
+    frame = lambda second: int(np.ceil(second / FRAME_SECONDS))  # noqa: E731
+    row = 62 - FIRST_MIDI
+    assert labels["owner"][frame(0.96), row] == 1
+    assert labels["owner"][frame(1.1), row] == -1  # a unison
+    assert labels["mix"][frame(1.1), row] == 1
+    assert labels["owner"][frame(1.25), row] == 0
+    assert labels["polyphony"][frame(0.4)] == 2
+
+
+@pytest.mark.parametrize("lookahead", range(MAX_LOOKAHEAD + 1))
+def test_output_frame_n_owes_label_frame_n_plus_one_minus_lookahead(lookahead):
+    target = torch.arange(1, 12.0)[None, :, None]  # label frames 0..10 hold 1..11; 0 stands for "before the start"
+    owed = shifted(target, lookahead)[0, :, 0].tolist()
+    assert owed == [max(n + 1 - lookahead + 1, 0) for n in range(10)]
+    assert all_lookaheads(target)[0, :, lookahead, 0].tolist() == owed
+
+
+def test_labels_follow_the_sound_when_the_mixture_is_retuned():
+    audio = np.zeros(SAMPLERATE, np.float32)
+    audio[8000] = 1.0
+    notes = np.array([(0, 0.5, 0.6, 60)])
+    for seed in range(5):
+        moved, moved_notes = retune(audio, notes, np.random.default_rng(seed))
+        assert abs(int(moved.argmax()) - moved_notes[0, 1] * SAMPLERATE) <= 1
+
+
+def test_a_mixture_sounds_where_its_labels_say(cache):
+    rng = np.random.default_rng(4)
+    for index in range(len(cache)):
+        mixture = remix(cache, index, 8.0, rng, augment=False)
+        frames = StreamingCqt(FRONT_END).process(mixture.audio).reshape(-1, 72, 3).max(2)
+        labels = label(mixture, len(frames))["mix"][1 : len(frames) + 1].astype(bool)
+        assert frames[labels].mean() > frames[~labels].mean() + 0.25
+        assert len(mixture.audio) == 8 * SAMPLERATE
+
+
+def test_same_seed_same_batch_and_other_seed_another(cache):
+    a, b, c = (next(batches(cache, 2, 64, np.random.default_rng(s))).audio for s in (1, 1, 2))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+def test_losses_fall_when_the_outputs_become_right(cache):
+    rng = np.random.default_rng(0)
+    batch = next(batches(cache, 2, 128, rng))
+    network = LiveNetwork(NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8))
+    right = {
+        "mix": 20 * all_lookaheads(batch.mix) - 10,
+        "onset": 20 * all_lookaheads(batch.onset) - 10,
+        "embedding": torch.nn.functional.one_hot(shifted(batch.owner, 0).clamp(min=0).long(), 8).float(),
+        "branch": torch.rand(2, 16, 128, 72),
+    }
+    wrong = {name: -value for name, value in right.items()}
+    wrong["embedding"] = torch.rand(right["embedding"].shape)
+    generator = torch.Generator().manual_seed(0)
+    assert mixture_loss(right, batch) < 1e-3 < mixture_loss(wrong, batch)
+    assert onset_loss(right, batch) < 1e-2 < onset_loss(wrong, batch)
+    # The least loss is not 0: a note has several right partners and its probability is spread over them.
+    assert embedding_loss(right, batch, generator) < embedding_loss(wrong, batch, generator) - 0.5
+    assert torch.isfinite(slot_loss(network, right, batch, rng))
+
+
+def test_an_example_without_notes_can_be_learnt_from():
+    empty = Mixture(np.zeros(64 * HOP, np.float32), np.zeros((0, 4)))
+    batch = collate([empty, empty], 64)
+    network = LiveNetwork(NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8))
+    outputs, _ = network(torch.zeros(2, 64, 216))
+    total = mixture_loss(outputs, batch) + embedding_loss(outputs, batch, torch.Generator())
+    total = total + slot_loss(network, outputs, batch, np.random.default_rng(0))
+    total.backward()
+    assert torch.isfinite(total)

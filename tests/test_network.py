@@ -1,0 +1,102 @@
+"""The network: streaming equals one shot, nothing looks ahead, the exported file equals torch, and the losses learn."""
+
+import numpy as np
+import pytest
+import torch
+
+from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, AnalysisConfig
+from realtime_mpe.cqt import StreamingCqt
+from realtime_mpe.model import OnnxModel
+from realtime_mpe.notes import Thresholds
+from realtime_mpe.training import export as export_module
+from realtime_mpe.training.export import export, largest_difference
+from realtime_mpe.training.frontend import FrontEnd
+from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
+from realtime_mpe.training.pointer import PointerNetwork
+
+SMALL = NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8)
+HEADS = ("mix", "onset", "polyphony", "embedding")
+
+
+@pytest.fixture(scope="module")
+def network() -> LiveNetwork:
+    torch.manual_seed(0)
+    network = LiveNetwork(SMALL)
+    network(torch.rand(2, 60, 3 * N_PITCHES))  # normalisation statistics that are not the initial ones
+    return network.eval()
+
+
+def test_training_front_end_equals_the_runtime_on_every_frame():
+    audio = np.random.default_rng(0).normal(0, 0.1, (2, 20 * 512)).astype(np.float32)
+    got = FrontEnd()(torch.from_numpy(audio)).numpy()
+    for row, signal in zip(got, audio, strict=True):
+        np.testing.assert_allclose(row, StreamingCqt(AnalysisConfig()).process(signal), atol=2e-5)
+
+
+@torch.no_grad()
+def test_any_chopping_into_frames_equals_one_shot(network):
+    frames = torch.rand(1, 50, 3 * N_PITCHES)
+    whole, _ = network(frames)
+    states, parts = None, []
+    for piece in frames.split([1, 7, 1, 1, 20, 13, 7], 1):
+        outputs, states = network(piece, states)
+        parts.append(outputs)
+    for head in HEADS:
+        chopped = torch.cat([part[head] for part in parts], 1)
+        torch.testing.assert_close(chopped, whole[head], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_the_future_changes_nothing(network):
+    frames = torch.rand(1, 40, 3 * N_PITCHES)
+    other = frames.clone()
+    other[:, 25:] = torch.rand(1, 15, 3 * N_PITCHES)
+    a, b = network(frames)[0], network(other)[0]
+    for head in HEADS:
+        torch.testing.assert_close(a[head][:, :25], b[head][:, :25])
+        assert not torch.allclose(a[head][:, 25:], b[head][:, 25:])
+
+
+def test_harmonic_shift_reads_the_bin_of_the_harmonic_and_silence_beyond():
+    frames = torch.arange(216.0)[None, None]
+    assert shift_bins(frames, 36)[0, 0, 10] == 46
+    assert shift_bins(frames, -36)[0, 0, 46] == 10
+    assert shift_bins(frames, 36)[0, 0, 200] == 0 and shift_bins(frames, -36)[0, 0, 5] == 0
+
+
+def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
+    pointer = PointerNetwork().eval()
+    thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
+    path = tmp_path / "m.onnx"
+    export(path, network, pointer, 2, thresholds, {"hours": 1.5})
+    model = OnnxModel(str(path))
+    assert largest_difference(network, model) < 1e-4
+    assert (model.info.lookahead, model.info.thresholds, model.info.training) == (2, thresholds, {"hours": 1.5})
+    features, new = np.random.default_rng(0).normal(size=(5, 24)), np.random.default_rng(1).normal(size=8)
+    features, new = features.astype(np.float32), new.astype(np.float32)
+    with torch.no_grad():
+        expected = pointer(torch.from_numpy(features)[None], torch.from_numpy(new)[None], torch.ones(1, 5, dtype=bool))
+    np.testing.assert_allclose(model.pointer(features, new), expected[0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        model.pointer(features[:0], new),
+        pointer(torch.zeros(1, 3, 24), torch.from_numpy(new)[None], torch.zeros(1, 3, dtype=bool))[0, 3:].detach().numpy(),
+        atol=1e-5,
+    )
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, tmp_path, monkeypatch):
+    monkeypatch.setattr(export_module, "TOLERANCE", 0.0)
+    monkeypatch.setattr(export_module, "largest_difference", lambda *_: 2e-4)
+    with pytest.raises(ValueError, match="differs from torch by 2.0e-04"):
+        export(tmp_path / "m.onnx", network, PointerNetwork(), 1, (Thresholds(),) * 5, {})
+    assert not list(tmp_path.iterdir())
+
+
+def test_model_reset_equals_a_new_model(network, tmp_path):
+    path = tmp_path / "m.onnx"
+    export(path, network, PointerNetwork(), 1, (Thresholds(),) * 5, {})
+    model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, 216)).astype(np.float32)
+    first = [model.process(frame).mix for frame in frames]
+    model.reset()
+    np.testing.assert_array_equal([model.process(frame).mix for frame in frames], first)

@@ -1,0 +1,120 @@
+"""The voice memory on made-up timbres: identities that last, no look into the future, room for newcomers."""
+
+import numpy as np
+
+from realtime_mpe.analysis import N_PITCHES
+from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, POINTER_LAYERS, VOICE_FEATURES, Pointer, VoiceMemory
+
+TIMBRES = np.eye(6, 16, dtype=np.float32)
+
+
+def by_timbre(features: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """A scorer that trusts timbre alone: joins the most similar voice above a cosine of 0.7."""
+    return np.concatenate([10 * features[:, 0], [7.0]])
+
+
+def embedding(sounds: dict[int, int]) -> np.ndarray:
+    """(n_pitches, D) with the timbre of each sounding pitch row."""
+    out = np.zeros((N_PITCHES, TIMBRES.shape[1]), np.float32)
+    for pitch, timbre in sounds.items():
+        out[pitch] = TIMBRES[timbre]
+    return out
+
+
+def play(notes, hops, scorer=by_timbre, max_voices=8):
+    """notes : (start, end, pitch, timbre). Returns the voice of each note, in the order they begin."""
+    memory, history, voices = VoiceMemory(scorer, max_voices), [], []
+    for hop in range(hops):
+        sounds = {p: t for start, end, p, t in notes if start <= hop < end}
+        history.append(embedding(sounds))
+        for _start, end, p, _ in notes:
+            if end == hop:
+                memory.note_off(p, hop)
+        starts = [(p, start) for start, _, p, _ in notes if start == hop]
+        if starts:
+            voices += memory.note_ons(starts, np.stack(history[-HISTORY_HOPS:]), hop)
+        memory.hear(history[-1])
+    return voices, memory
+
+
+def test_two_players_keep_their_voices_while_their_lines_cross():
+    notes = [(4 * k, 4 * k + 3, 30 + 2 * k, 0) for k in range(10)] + [(4 * k + 1, 4 * k + 4, 49 - 2 * k, 1) for k in range(10)]
+    voices, memory = play(notes, 60)
+    timbre = {(p, start): t for start, _, p, t in notes}
+    ordered = sorted(notes)
+    owner = {}
+    for (pitch, voice), (start, _, p, _) in zip(voices, ordered, strict=True):
+        assert pitch == p
+        owner.setdefault(timbre[p, start], set()).add(voice)
+    assert owner == {0: {0}, 1: {1}}
+    assert len(memory.voices) == 2
+
+
+def test_the_surest_note_of_a_chord_is_given_out_first():
+    def scorer(features, new):
+        return np.concatenate([10 * features[:, 0], [1.0]])
+
+    # Voice 0 knows timbre 0; the second note of the chord has it exactly, the first only resembles it.
+    memory = VoiceMemory(scorer, 8)
+    first = embedding({10: 0})
+    memory.note_ons([(10, 0)], first[None], 0)
+    memory.hear(first)
+    memory.note_off(10, 1)
+    now = embedding({20: 1, 30: 0})
+    now[20] = TIMBRES[0] * 0.3 + TIMBRES[1]
+    given = memory.note_ons([(20, 2), (30, 2)], now[None], 2)
+    assert given[0] == (30, 0)
+
+
+def test_what_comes_later_changes_no_earlier_choice():
+    rng = np.random.default_rng(2)
+    notes, busy = [], {}
+    for start in range(0, 120, 2):
+        pitch = int(rng.integers(10, 60))
+        if busy.get(pitch, -1) >= start:
+            continue
+        end = start + int(rng.integers(2, 9))
+        busy[pitch] = end
+        notes.append((start, end, pitch, int(rng.integers(0, 4))))
+    weights = random_pointer(7)
+    whole, _ = play(notes, 130, weights)
+    for cut in (40, 77):
+        early = [(s, min(e, 1000) if e < cut else 1000, p, t) for s, e, p, t in notes if s < cut]
+        assert play(early, cut, weights)[0] == whole[: len(early)]
+
+
+def test_a_full_memory_makes_room_by_forgetting_the_voice_that_rested_longest():
+    notes = [(0, 2, 10, 0), (5, 7, 20, 1), (10, 12, 30, 2), (15, 17, 40, 0)]
+    voices, memory = play(notes, 20, max_voices=2)
+    assert [v for _, v in voices] == [0, 1, 0, 1]
+    assert len(memory.voices) == 2
+
+
+def test_no_voice_is_taken_from_a_note_that_still_sounds():
+    def always_new(features, new):
+        return np.concatenate([np.zeros(len(features)), [50.0]])
+
+    notes = [(0, 50, 10, 0), (1, 50, 20, 1), (2, 50, 30, 2), (3, 50, 40, 3)]
+    voices, memory = play(notes, 30, always_new, max_voices=3)
+    sounding = {p: memory.voice_of(p) for _, _, p, _ in notes}
+    assert sounding == dict(voices)
+    assert len({sounding[p] for p in (10, 20, 30)}) == 3
+
+
+def test_a_voice_remembers_a_bounded_number_of_notes():
+    notes = [(2 * k, 2 * k + 1, 10 + k % 40, 0) for k in range(100)]
+    _, memory = play(notes, 210)
+    assert len(memory.voices) == 1
+    assert memory.voices[0].heard == 100
+    assert len(memory.voices[0].notes) == 24
+
+
+def random_pointer(seed: int) -> Pointer:
+    rng = np.random.default_rng(seed)
+    weights = {}
+    for part, n_in in (("voice", 3 * VOICE_FEATURES + NEW_FEATURES), ("new", 2 * VOICE_FEATURES + NEW_FEATURES)):
+        for layer, n_out in zip(POINTER_LAYERS, (16, 16, 1), strict=True):
+            weights[f"{part}.{layer}.weight"] = rng.normal(0, n_in**-0.5, (n_out, n_in))
+            weights[f"{part}.{layer}.bias"] = rng.normal(0, 0.1, n_out)
+            n_in = n_out
+    return Pointer(weights)
