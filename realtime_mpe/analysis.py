@@ -18,7 +18,7 @@ MAX_LOOKAHEAD = 4  # frames; the model answers for every look-ahead from 0 to th
 
 @dataclass(frozen=True)
 class AnalysisConfig:
-    """The front end a model was trained on; it travels in the model file and must equal the runtime's field by field."""
+    """The front end a model was trained on; it travels in the model file and must equal the runtime's in all fields."""
 
     samplerate: int = SAMPLERATE
     hop: int = HOP

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .analysis import FIRST_MIDI, HOP, MAX_LOOKAHEAD, SAMPLERATE
+from .analysis import FIRST_MIDI, HOP, MAX_LOOKAHEAD, N_BINS, SAMPLERATE
 from .channels import ChannelMap
 from .cqt import FLOOR_DB, RANGE_DB, StreamingCqt
 from .errors import UserError
@@ -105,6 +105,11 @@ class Engine:
     def voices(self) -> int:
         return len(self._voices.voices)
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody reads any of the sinks any more: closed pipes, and nothing else."""
+        return bool(self._sinks) and all(getattr(sink, "closed", False) for sink in self._sinks)
+
     def process(self, samples: np.ndarray, lost: int = 0) -> None:
         """A block of mono float32 samples at the source's rate; ``lost`` samples are missing right before it."""
         if lost:
@@ -124,7 +129,8 @@ class Engine:
         """End of input: decide what the look-ahead still holds, and end every note."""
         self._frames(self._cqt.process(self._resampler.flush()))
         self._frames(self._cqt.flush())
-        self._frames(self._cqt.process(np.zeros(self.lookahead * HOP, np.float32)))
+        # Frames of silence, not samples: in the kernels the cut would sound like a click.
+        self._frames(np.zeros((self.lookahead, N_BINS), np.float32))
         self._end_all()
 
     def report(self, overflows: int, seconds_busy: float) -> None:
@@ -239,6 +245,8 @@ class Engine:
 def perform(source: AudioSource, engine: Engine, duration: float | None = None) -> None:
     """Play a source through an engine until it ends, is stopped, or ``duration`` seconds of input have been heard.
 
+    It also ends when nobody reads the sinks any more.
+
     However it ends, every note is ended; the caller closes source and sinks.
     """
     next_status = last_sound = 0.0
@@ -261,7 +269,7 @@ def perform(source: AudioSource, engine: Engine, duration: float | None = None) 
             if seconds >= next_status:
                 next_status = seconds + STATUS_SECONDS
                 engine.report(source.overflows, time.perf_counter() - begun)
-            if duration is not None and seconds >= duration:
+            if engine.abandoned or (duration is not None and seconds >= duration):
                 break
     finally:
         engine.finish()

@@ -95,6 +95,11 @@ def test_latency_is_exact_to_the_sample(rate):
     assert produced + len(resampler.flush()) == -(-received * 16_000 // rate)
 
 
+def test_latency_is_a_millisecond_and_a_quarter_and_more_only_below_sixteen_kilohertz():
+    assert {Resampler(rate).latency for rate in (16_001, 22_050, 44_100, 48_000, 384_000)} == {20}
+    assert [Resampler(rate).latency for rate in (16_000, 11_025, 8_000, 4_000)] == [0, 30, 40, 80]
+
+
 @pytest.mark.parametrize("rate", RATES)
 def test_an_impulse_stays_where_it_was_and_stays_symmetric(rate):
     step_in = rate // np.gcd(rate, 16_000)

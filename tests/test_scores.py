@@ -119,6 +119,16 @@ def test_a_part_in_unison_or_octaves_with_another_is_dropped(interval, late, kep
     assert parts[-1].name == "long"  # the one with more notes survives, and the order stays
 
 
+def test_a_melody_over_chords_of_its_harmony_is_kept():
+    rng = np.random.default_rng(2)
+    harmony = rng.integers(0, 7, 40)
+    chords = notes_of(*((t, t + 0.9, 40 + h + k, 80) for t, h in enumerate(harmony) for k in (0, 4, 7, 12, 16)))
+    melody = notes_of(*((t, t + 0.9, 64 + h + rng.choice([0, 4, 7]), 80) for t, h in enumerate(harmony)))
+    assert len(scores.drop_doubled([Part("voice", 0, melody), Part("piano", 0, chords)])) == 2
+    sung_along = notes_of(*((t, t + 0.9, 40 + h + 16, 80) for t, h in enumerate(harmony)))
+    assert len(scores.drop_doubled([Part("voice", 0, sung_along), Part("piano", 0, chords)])) == 1
+
+
 def test_an_excerpt_is_clipped_and_has_two_players():
     def line(pitch, start, stop):
         return notes_of(*((t, t + 0.5, pitch + k % 5, 80) for k, t in enumerate(np.arange(start, stop, 0.5))))

@@ -475,8 +475,9 @@ def test_a_listener_that_pauses_does_not_take_the_device_for_dead(sounddevice, m
     stream.send(np.zeros(10))
     next(blocks)
     time.sleep(0.2)
-    threading.Timer(0.03, stream.send, [np.zeros(30)]).start()
-    assert len(next(blocks).samples) == 30
+    for _ in range(4):  # waits of about 0.05 s, each of which begins anew
+        threading.Timer(0.05, stream.send, [np.zeros(30)]).start()
+        assert len(next(blocks).samples) == 30
 
 
 def test_the_callback_never_raises_and_its_failure_reaches_the_listener(sounddevice):
@@ -503,12 +504,17 @@ def test_stop_from_another_thread_wakes_the_listener(sounddevice, monkeypatch):
     assert time.monotonic() - start < 2
 
 
-def test_stopping_while_the_stream_ends_is_no_loss(sounddevice):
+def test_stopping_while_the_stream_ends_is_no_loss(sounddevice, monkeypatch):
+    monkeypatch.setattr(source_module, "POLL_SECONDS", 30.0)
     source, blocks, stream = opened(sounddevice)
     stream.send(np.zeros(10))
     next(blocks)
-    source.stop()
-    stream.active = False
+
+    def end():
+        stream.active = False
+        source.stop()
+
+    threading.Timer(0.1, end).start()
     assert list(blocks) == []
 
 

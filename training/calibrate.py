@@ -1,6 +1,6 @@
 """Thresholds of the note tracker, chosen on validation mixtures for every look-ahead, then fixed in the model file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +34,7 @@ class Heard:
 
 
 @torch.no_grad()
-def hear(network: LiveNetwork, front_end: FrontEnd, mixtures: Sequence[Mixture], device: torch.device) -> list[Heard]:
+def hear(network: LiveNetwork, front_end: FrontEnd, mixtures: Iterable[Mixture], device: torch.device) -> list[Heard]:
     """Run the network over whole mixtures, one at a time."""
     heard = []
     for mixture in mixtures:

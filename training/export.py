@@ -1,5 +1,6 @@
 """One ONNX file: the network for one hop with its states as named inputs and outputs, the pointer, and the metadata."""
 
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -30,9 +31,23 @@ class Hop(nn.Module):
         return outputs["mix"][0, 0].sigmoid(), outputs["onset"][0, 0].sigmoid(), outputs["embedding"][0, 0], *new_states
 
 
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", type=Path, help="folder of a finished rt-mpe train")
+    parser.add_argument("-o", "--out", type=Path, required=True, help="the .onnx file to write")
+
+
+def run(args: argparse.Namespace) -> int:
+    from .train import export_run  # which imports this module
+
+    export_run(args.run, args.out)
+    print(f"wrote {args.out}")
+    return 0
+
+
 def parameter_count(network: LiveNetwork, pointer: PointerNetwork) -> int:
-    """Of what runs live: the slot head and the polyphony head only help training."""
+    """Of what runs live: the slot head, the polyphony head and the sources' directions only help training."""
     unused = sum(p.numel() for part in (network.slot_head, network.polyphony) for p in part.parameters())
+    unused += network.sources.numel()
     return sum(p.numel() for m in (network, pointer) for p in m.parameters()) - unused
 
 

@@ -19,7 +19,15 @@ from torch import Tensor
 from realtime_mpe.analysis import FRAME_SECONDS, HOP
 
 from .frontend import FrontEnd
-from .losses import embedding_loss, mixture_loss, note_embeddings, onset_loss, polyphony_loss, slot_loss
+from .losses import (
+    embedding_loss,
+    mixture_loss,
+    note_embeddings,
+    onset_loss,
+    polyphony_loss,
+    slot_loss,
+    source_loss,
+)
 from .mixing import Batch, batches, collate, remix, shifted
 from .network import LiveNetwork, NetworkConfig
 from .stems import StemCache
@@ -28,6 +36,7 @@ DECAY_SHARE = 0.25  # of the hours, spent on bringing the learning rate down
 WARMUP_STEPS = 200
 AVERAGE_DECAY = 0.998  # of the weights' moving average, which is what is validated and exported
 CHECKPOINT_SECONDS = 120.0
+CHECKPOINT_FILE = "checkpoint.pt"
 VALIDATION_MIXTURES = 24
 VALIDATION_FRAMES = 512
 
@@ -35,13 +44,14 @@ VALIDATION_FRAMES = 512
 @dataclass(frozen=True)
 class FitConfig:
     hours: float = 1.0  # of re-mixed audio to hear
-    batch_size: int = 4
+    batch_size: int = 2
     n_frames: int = 256  # of one example, 8.2 s
-    learning_rate: float = 1.5e-3
+    learning_rate: float = 1.2e-3
     weight_decay: float = 1e-2
     onset_weight: float = 0.5
     polyphony_weight: float = 0.02
-    embedding_weight: float = 0.05
+    embedding_weight: float = 0.1
+    source_weight: float = 0.02
     slot_weight: float = 0.01
     validate_every: float = 2.0  # hours heard
     patience: int = 8  # validations without a better score
@@ -72,17 +82,15 @@ def fit(
 ) -> LiveNetwork:
     """Train, or go on training, the network of ``run``; returns it with its averaged weights, in evaluation mode.
 
-    Writes ``checkpoint.pt``, ``curve.csv`` and ``fit.json`` into ``run``. Ctrl-C saves a checkpoint and is passed on.
+    Writes its checkpoint, ``curve.csv``, ``progress.json`` and ``fit.json`` into ``run``. Ctrl-C saves a checkpoint and is passed on.
     """
     torch.manual_seed(config.seed)
     network = LiveNetwork(network_config).to(device, memory_format=torch.channels_last)
-    average = torch.optim.swa_utils.AveragedModel(
-        network, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(AVERAGE_DECAY), use_buffers=True
-    )
+    average = torch.optim.swa_utils.AveragedModel(network, avg_fn=moving_average, use_buffers=True)
     optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
     front_end = FrontEnd().to(device)
     generator = torch.Generator().manual_seed(config.seed)
-    checkpoint = run / "checkpoint.pt"
+    checkpoint = run / CHECKPOINT_FILE
     progress = dict(step=0, hours=0.0, best=-1.0, stale=0)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
@@ -107,6 +115,7 @@ def fit(
         partial = checkpoint.with_suffix(".partial")
         torch.save(state, partial)
         partial.replace(checkpoint)
+        (run / "progress.json").write_text(json.dumps(progress))
 
     last_save = last_line = time.monotonic()
     next_validation = progress["hours"] + config.validate_every
@@ -126,6 +135,7 @@ def fit(
                     "onset": config.onset_weight * onset_loss(outputs, batch),
                     "polyphony": config.polyphony_weight * polyphony_loss(outputs, batch),
                     "embedding": config.embedding_weight * embedding_loss(outputs, batch, generator),
+                    "sources": config.source_weight * source_loss(network, outputs, batch, generator),
                     "slots": config.slot_weight * slot_loss(network, outputs, batch, rng),
                 }
             loss = sum(losses.values())
@@ -133,6 +143,7 @@ def fit(
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
+            network.follow_centre(outputs["embedding"].detach(), shifted(batch.mix, 1) > 0)
             average.update_parameters(network)
             progress["step"] += 1
             progress["hours"] += heard_per_step
@@ -162,6 +173,13 @@ def fit(
     finally:
         save()
     return average.module.eval()
+
+
+def moving_average(average: Tensor, now: Tensor, n: Tensor) -> Tensor:
+    """Exponential, but quick at first: the initial weights must not linger in it."""
+    if not now.is_floating_point():  # a count of batches
+        return now
+    return torch.lerp(now, average, torch.clamp((1 + n) / (10 + n), max=AVERAGE_DECAY).to(now.dtype))
 
 
 def learning_rate(config: FitConfig, step: int, hours: float) -> float:

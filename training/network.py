@@ -17,6 +17,8 @@ from realtime_mpe.analysis import BINS_PER_PITCH, MAX_LOOKAHEAD, N_PITCHES
 
 HARMONIC_BINS = (-36, 0, 36, 57, 72, 84)  # half, 1, 2, 3, 4, 5 times the frequency at 36 bins an octave
 OCTAVE = 12  # pitches
+CENTRE_MOMENTUM = 0.05
+SOURCE_CLASSES = 4096  # of hashed instrument names: far more than instruments, so that few share a class
 POLYPHONY_CLASSES = 8  # 0..7 and more (section III of the slot-attention paper clips at 7)
 
 
@@ -117,6 +119,8 @@ class LiveNetwork(nn.Module):
         self.branch_norm = nn.BatchNorm2d(branch)
         self.branch = nn.ModuleList(Block(branch, *dilation) for dilation in config.branch)
         self.embedding = nn.Conv2d(branch, config.embedding_dim, 1)
+        self.register_buffer("centre", torch.zeros(config.embedding_dim))  # mean embedding of what sounds
+        self.sources = nn.Parameter(torch.randn(SOURCE_CLASSES, config.embedding_dim))  # directions, for training only
         self.slot_head = SlotHead(branch, config.slots)
         nn.init.constant_(self.mix.bias, -3.0)  # about one pitch in twenty sounds
         nn.init.constant_(self.onset.bias, -5.0)
@@ -130,6 +134,15 @@ class LiveNetwork(nn.Module):
             )
             for c in convs
         ]
+
+    @torch.no_grad()
+    def follow_centre(self, embedding: Tensor, sounding: Tensor) -> None:
+        """Move ``centre`` towards the mean embedding of the sounding cells of a batch, (B, T, P, D) and (B, T, P) bool.
+
+        All players share a large component, "a note"; left in, every cosine is near 1 and players hardly differ.
+        """
+        if sounding.any():
+            self.centre += CENTRE_MOMENTUM * embedding[sounding].float().mean(0)
 
     def forward(self, frames: Tensor, states: list[Tensor] | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
         """frames (B, T, 216) levels -> outputs and the states after the last frame.
@@ -156,7 +169,7 @@ class LiveNetwork(nn.Module):
             "mix": self.mix(y).transpose(1, 2),
             "onset": self.onset(y).transpose(1, 2),
             "polyphony": self.polyphony(pooled),
-            "embedding": self.embedding(z).permute(0, 2, 3, 1),
+            "embedding": self.embedding(z).permute(0, 2, 3, 1) - self.centre,
             "branch": z,
         }
         return outputs, new_states

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 MIN_NOTE_SECONDS = 0.03  # shorter ones are key switches and one-tick notes, not audible pitches
 MAX_NOTE_SECONDS = 30.0  # a note that was never switched off
 DRUM_CHANNEL = 9  # 0-based: what people call channel 10
+MOMENT = 1024  # over any MIDI number plus octaves
 UNISON_SECONDS = 0.06  # two onsets this near are one attack to a listener
 DOUBLED_SHARE = 0.5  # a part is a doubling when more than this share of its notes is in another part
 
@@ -150,22 +151,29 @@ def cut_repeats(notes: np.ndarray) -> np.ndarray:
 
 
 def drop_doubled(parts: list[Part]) -> list[Part]:
-    """Leave out every part that plays mostly in unison or octaves with a part that is kept.
+    """Leave out every part that plays mostly in unison, or mostly so many octaves apart, with a part that is kept.
 
     Which of two such players owns a note cannot be decided by ear, so it must not be a target. The part with more notes
-    stays (the earlier one of two equals).
+    stays (the earlier one of two equals). The interval must be one and the same, and against chords only
+    the unison of a line counts: a piano holds nearly every note sung to it in some octave, and is no doubling.
     """
-    kept: list[tuple[Part, np.ndarray]] = []
+    kept: list[tuple[Part, np.ndarray, bool]] = []
     order = sorted(range(len(parts)), key=lambda i: -len(parts[i].notes))
     for i in order:
         notes = parts[i].notes
         if not len(notes):
             continue
-        # one number for moment and pitch class; the keeper's cells also cover the moments next to its own (+-12)
-        cell = np.round(notes[:, 0] / UNISON_SECONDS).astype(np.int64) * 12 + notes[:, 2].astype(np.int64) % 12
-        if all(np.isin(cell, around).mean() <= DOUBLED_SHARE for _, around in kept):
-            kept.append((parts[i], np.concatenate([cell - 12, cell, cell + 12])))
-    survivors = {id(part) for part, _ in kept}
+        # one number for moment and pitch; the keeper's numbers also cover the moments next to its own (+-MOMENT)
+        cell = np.round(notes[:, 0] / UNISON_SECONDS).astype(np.int64) * MOMENT + notes[:, 2].astype(np.int64)
+        chords = is_polyphonic(notes)
+        doubled = any(
+            np.isin(cell + octaves, around).mean() > DOUBLED_SHARE
+            for _, around, keeper_chords in kept
+            for octaves in ((0, 12, -12, 24, -24) if chords or not keeper_chords else (0,))
+        )
+        if not doubled:
+            kept.append((parts[i], np.concatenate([cell - MOMENT, cell, cell + MOMENT]), chords))
+    survivors = {id(part) for part, *_ in kept}
     return [part for part in parts if id(part) in survivors]
 
 

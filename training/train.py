@@ -9,22 +9,25 @@ synthesizer plays them. With ``--scores``, ``--soundfont`` and ``--samples`` it 
 import argparse
 import json
 import os
+import sys
+import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from realtime_mpe.errors import UserError
+from realtime_mpe.notes import Thresholds
 
-from .calibrate import Heard, calibrate, hear
+from .calibrate import calibrate, hear
 from .export import export
-from .fit import FitConfig, fit
+from .fit import CHECKPOINT_FILE, FitConfig, fit
 from .frontend import FrontEnd
 from .mixing import Mixture, remix
 from .network import LiveNetwork, NetworkConfig
-from .pointer import Performance, fit_pointer, perform
+from .pointer import Performance, PointerNetwork, fit_pointer, perform
 from .samples import load_samples
 from .scores import load_scores
 from .soundfont import SoundFontDrums, soundfont_instruments
@@ -39,6 +42,8 @@ DEFAULT_LOOKAHEAD = 1  # frames: 76 ms from sound to note; two frames more gain 
 SEGMENT_SECONDS = 24.0
 HELD_OUT = 8  # every eighth instrument and piece is for validation alone
 SYNTH_INSTRUMENTS = 240
+CALIBRATION_MIXTURES = 24
+RUN_FILE, POINTER_FILE = "run.json", "pointer.pt"
 SHARES = {"samples": 0.45, "soundfont": 0.3, "synth": 0.25}  # of the stems: real notes teach most, synths widen
 
 
@@ -59,27 +64,73 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.hours <= 0 or args.segments < 1 or args.performances < 1 or args.workers < 1:
         raise UserError("--hours, --segments, --performances and --workers must be above 0")
-    out = args.out
+    out, started = args.out, time.monotonic()
     out.mkdir(parents=True, exist_ok=True)
     device = torch.device(args.device)
-
-    caches = render_all(args)
-    config = FitConfig(hours=args.hours, seed=args.seed)
-    network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
-    network.to(memory_format=torch.contiguous_format)
-
-    held_out = hear(network, FrontEnd().to(device), mixtures(caches["validation"], 40, args.seed + 2), device)
-    thresholds = calibrate(held_out)
-    performances = [
-        hear_performances(network, caches[name], thresholds, count, args.seed + 3, device)
-        for name, count in (("memory", args.performances), ("validation", max(args.performances // 8, 10)))
-    ]
-    pointer = fit_pointer(*performances, max_voices=network.config.slots, seed=args.seed)
+    try:
+        caches = render_all(args)
+        config = FitConfig(hours=args.hours, seed=args.seed)
+        network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
+        pointer, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
+    except KeyboardInterrupt:
+        print(f"\nstopped; the same command goes on from {out}", file=sys.stderr)
+        return 130
+    torch.save(pointer.state_dict(), out / POINTER_FILE)
+    record = {
+        "command": command(args),
+        "sounds": sorted({i.name.split(":")[0] for side in instruments(args.samples, args.soundfont) for i in side}),
+        "scores": "procedural composer" if not args.scores else [folder.name for folder in args.scores],
+        "segments": len(caches["train"]),
+        "hours_heard": round(json.loads((out / "progress.json").read_text())["hours"], 2),
+        "torch": torch.__version__,
+        "seed": args.seed,
+    }
+    (out / RUN_FILE).write_text(
+        json.dumps({"size": args.size, "thresholds": [vars(t) for t in thresholds], "record": record}, indent=1)
+    )
     path = out / "model.onnx"
-    record = json.loads((out / "record.json").read_text())
-    export(path, network, pointer, DEFAULT_LOOKAHEAD, thresholds, record)
-    print(f"wrote {path}; try: rt-mpe listen --model {path} --source demo")
+    export_run(out, path)
+    print(f"wrote {path} after {(time.monotonic() - started) / 60:.0f} minutes; try: rt-mpe listen --source demo --model {path}")
     return 0
+
+
+def command(args: argparse.Namespace) -> str:
+    """What to type to make this model again, with folders by their names alone."""
+    words = ["rt-mpe train"]
+    for option in ("scores", "soundfont", "samples"):
+        words += [f"--{option} {path.name}" for path in getattr(args, option)]
+    words += [f"--{option} {getattr(args, option)}" for option in ("size", "hours", "segments", "performances", "seed")]
+    return " ".join(words)
+
+
+def fit_voices(
+    network: LiveNetwork, caches: dict[str, StemCache], performances: int, seed: int, device: torch.device
+) -> tuple[PointerNetwork, tuple[Thresholds, ...]]:
+    """What follows the network and depends on it: thresholds on held-out mixtures, then the voice memory's pointer."""
+    network.to(device)
+    front_end = FrontEnd().to(device)
+    thresholds = calibrate(hear(network, front_end, mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2), device))
+    heard = [
+        hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
+        for name, count in (("memory", performances), ("validation", max(performances // 8, 10)))
+    ]
+    return fit_pointer(*heard, max_voices=network.config.slots, seed=seed), thresholds
+
+
+def export_run(run: Path, path: Path) -> None:
+    """The trained parts in a run's folder as one model file; UserError if a part is missing."""
+    try:
+        settings = json.loads((run / RUN_FILE).read_text())
+        weights = torch.load(run / CHECKPOINT_FILE, map_location="cpu", weights_only=True)["average"]
+        pointer_weights = torch.load(run / POINTER_FILE, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"{run} holds no finished training ({error.filename} is missing); run rt-mpe train -o {run}") from error
+    network = LiveNetwork(SIZES[settings["size"]])
+    network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
+    pointer = PointerNetwork()
+    pointer.load_state_dict(pointer_weights)
+    thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
+    export(path, network, pointer, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
 
 
 def render_all(args: argparse.Namespace) -> dict[str, StemCache]:
@@ -133,21 +184,28 @@ def is_held_out(name: str) -> bool:
     return zlib.crc32(name.encode()) % HELD_OUT == 0
 
 
-def mixtures(cache: StemCache, count: int, seed: int) -> list[Mixture]:
+def mixtures(cache: StemCache, count: int, seed: int) -> Iterator[Mixture]:
     """Whole-segment re-mixes, the same for the same seed."""
     rng = np.random.default_rng(seed)
-    return [remix(cache, k % len(cache), SEGMENT_SECONDS, rng) for k in range(count)]
+    return (remix(cache, k % len(cache), SEGMENT_SECONDS, rng) for k in range(count))
 
 
 def hear_performances(
-    network: LiveNetwork, cache: StemCache, thresholds: tuple, count: int, seed: int, device: torch.device
+    network: LiveNetwork,
+    front_end: FrontEnd,
+    cache: StemCache,
+    thresholds: tuple[Thresholds, ...],
+    count: int,
+    seed: int,
+    device: torch.device,
 ) -> list[Performance]:
     """What the engine would detect in ``count`` mixtures; one at a time, for the posteriors are large."""
-    front_end = FrontEnd().to(device)
     performances = []
-    for mixture in mixtures(cache, count, seed):
-        heard: Heard = hear(network, front_end, [mixture], device)[0]
+    for number, mixture in enumerate(mixtures(cache, count, seed), 1):
+        heard = hear(network, front_end, [mixture], device)[0]
         performances.append(
             perform(heard.mix, heard.onset, heard.embedding, mixture, thresholds[DEFAULT_LOOKAHEAD], DEFAULT_LOOKAHEAD)
         )
+        if number % 50 == 0 or number == count:
+            print(f"performances heard: {number} of {count}", flush=True)
     return performances

@@ -53,7 +53,7 @@ class TerminalSink(NoteSink):
         self._drawn_lines = 0
         self._drawn_at = -math.inf
         self._logged_second = -1  # of input
-        self._closed = False
+        self.closed = False
 
     def note_on(self, note: Note) -> None:
         voice = self._voices.setdefault(note.voice, _Voice())
@@ -80,12 +80,12 @@ class TerminalSink(NoteSink):
             self._draw()
 
     def close(self) -> None:
-        if self._closed:
+        if self.closed:
             return
         if self._live and self._drawn_lines:
             self._draw()
             self._write(_SHOW_CURSOR)
-        self._closed = True
+        self.closed = True
 
     def _log(self, seconds: float, text: str) -> None:
         self._logged_second = max(self._logged_second, int(seconds))
@@ -109,13 +109,13 @@ class TerminalSink(NoteSink):
         return columns or COLUMNS, rows or ROWS  # a serial console may answer 0 x 0
 
     def _write(self, text: str) -> None:
-        if self._closed:
+        if self.closed:
             return
         try:
             self._stream.write(text)
             self._stream.flush()
         except (OSError, ValueError):
-            self._closed = True  # nobody looks any more: no reason to stop the music
+            self.closed = True  # nobody looks any more: no reason to stop the music
 
 
 def _block(status: Status, voices: dict[int, _Voice], height: int) -> list[str]:

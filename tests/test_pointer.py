@@ -1,0 +1,91 @@
+"""The pointer: the truth it is taught, and that it learns players from timbre where pitch says nothing."""
+
+import numpy as np
+import pytest
+
+from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PITCHES
+from realtime_mpe.notes import Thresholds
+from realtime_mpe.training import pointer as pointer_module
+from realtime_mpe.training.mixing import Mixture
+from realtime_mpe.training.pointer import fit_pointer, home_share, perform, study
+
+HOPS = 200
+LIMITS = Thresholds(on=0.5, off=0.4, onset=0.6, repeat=0.6)
+
+
+def performance(seed: int, players: int, ghosts: int = 0, unison: bool = False):
+    """Players with timbres of their own and noise on every note, playing anywhere: pitch and order tell nothing."""
+    rng = np.random.default_rng(seed)
+    timbres = rng.normal(size=(players, 16))
+    mix = np.zeros((HOPS + 1, N_PITCHES))
+    onset = np.zeros((HOPS + 1, N_PITCHES))
+    embedding = rng.normal(0, 0.3, (HOPS, N_PITCHES, 16)).astype(np.float32)
+    rows, free = [], np.zeros((HOPS + 40, N_PITCHES), bool)
+    for k in range(14 * players + ghosts):
+        player = k % players if k < 14 * players else -1
+        start, length, pitch = int(rng.integers(1, HOPS - 12)), int(rng.integers(4, 10)), int(rng.integers(N_PITCHES))
+        if free[max(start - 2, 0) : start + length + 2, pitch].any():
+            continue
+        free[start : start + length, pitch] = True
+        mix[start : start + length, pitch] = onset[start : start + 2, pitch] = 0.9
+        if player >= 0:
+            embedding[start - 1 : start + length, pitch] += timbres[player] + rng.normal(0, 0.3, 16)
+            owners = (player, (player + 1) % players) if unison else (player,)
+            for owner in owners:
+                seconds = np.array([start - 0.5, start + length - 0.5]) * FRAME_SECONDS
+                rows.append((owner, *seconds, pitch + FIRST_MIDI))
+    look = lambda x: np.stack(  # noqa: E731
+        [np.stack([x[hop + 1 - k] if hop + 1 >= k else x[0] * 0 for k in range(MAX_LOOKAHEAD + 1)]) for hop in range(HOPS)]
+    )
+    return perform(look(mix), look(onset), embedding, Mixture(np.zeros(1), np.array(sorted(rows))), LIMITS, 1)
+
+
+def test_detected_notes_know_their_players_and_ghosts_have_none():
+    clean = [len(p) for hop in performance(0, 3).players for p in hop.values()]
+    assert len(clean) > 20 and set(clean) == {1}
+    haunted = [len(p) for hop in performance(0, 3, ghosts=20).players for p in hop.values()]
+    assert haunted.count(0) > 5
+    doubled = [len(p) for hop in performance(0, 3, unison=True).players for p in hop.values()]
+    assert set(doubled) == {2}
+
+
+def test_following_the_truth_puts_every_player_into_one_voice():
+    memories = [study(performance(seed, 4), lambda f, n: np.zeros(len(f) + 1), 8, follow_truth=True) for seed in range(3)]
+    assert home_share(memories) == 1.0
+    assert all(len(memory.voices) == 4 for memory in memories)
+    # The first decision of each player is a new voice, and every later one is that player's own.
+    right = [answers for _, _, answers in memories[0].decisions]
+    assert right[0] == [0] and max(len(r) for r in right) == 1
+
+
+def test_random_voices_are_not_at_home():
+    rng = np.random.default_rng(0)
+    memories = [study(performance(seed, 4), lambda f, n: rng.normal(size=len(f) + 1), 8) for seed in range(3)]
+    assert home_share(memories) < 0.6
+
+
+def test_the_pointer_learns_players_from_timbre(monkeypatch):
+    monkeypatch.setattr(pointer_module, "ROUNDS", 2)
+    monkeypatch.setattr(pointer_module, "EPOCHS", 6)
+    monkeypatch.setattr(pointer_module, "BATCH", 64)
+    train = [performance(seed, 2 + seed % 3, ghosts=4) for seed in range(20)]
+    held_out = [performance(100 + seed, 2 + seed % 3, ghosts=4) for seed in range(6)]
+    network = fit_pointer(train, held_out, 8, say=lambda line: None)
+    memories = [study(p, network.scorer(), 8) for p in held_out]
+    assert home_share(memories) > 0.9
+
+
+def test_silent_hops_need_no_embeddings():
+    heard = performance(1, 2)
+    dense = heard.embeddings()
+    assert dense.shape == (HOPS, N_PITCHES, 16)
+    assert len(heard.where) < 0.5 * HOPS * N_PITCHES
+    hop = next(h for h, players in enumerate(heard.players) if players)
+    pitch = next(iter(heard.players[hop]))
+    assert np.abs(dense[hop, pitch]).sum() > 0
+
+
+@pytest.mark.parametrize("max_voices", [1, 2])
+def test_a_memory_smaller_than_the_ensemble_still_plays_on(max_voices):
+    memory = study(performance(2, 4), lambda f, n: np.arange(len(f) + 1.0), max_voices)
+    assert len(memory.voices) == max_voices
