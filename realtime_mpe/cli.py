@@ -34,10 +34,11 @@ class Parser(argparse.ArgumentParser):
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. No exception leaves it, whatever happens."""
+    """Run one command and return its exit code. Exceptions leave it only with --debug."""
     # The products of a hop are too small to share: with more threads OpenBLAS spends fifteen times the CPU on waiting.
     # It looks at these when it is loaded, which no import before this line has done.
-    for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
+    # MKL is left alone, for torch takes the number of its own threads from there.
+    for variable in ("OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         os.environ.setdefault(variable, "1")
     argv = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in argv

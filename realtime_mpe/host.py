@@ -103,7 +103,7 @@ class Engine:
 
     @property
     def voices(self) -> int:
-        return len(self._voices.voices)
+        return self._voices.count
 
     @property
     def abandoned(self) -> bool:

@@ -10,7 +10,7 @@ this very class and learns the pointer from the features that it meets, on its o
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,40 +22,19 @@ EMBEDDING_FRAMES = 32  # a note's embedding is the mean over at most its first s
 NEAR_PITCHES = 3.0  # semitones over which "near in pitch" falls off: timbre changes with register
 RECENT_FRAMES = 4  # notes this close together begin as one chord, or follow each other legato
 
+FORGOTTEN = -1  # column of a note that still sounds after newer ones have taken its place
 VOICE_FEATURES = 24  # a voice
+BEST, NEAR, BUSY = 1, 2, 15  # the features that the situation is summed up from
 NEW_FEATURES = 8  # of the situation, for "a new voice"
 
 
-@dataclass
-class RememberedNote:
-    """pitch row; unit-length embedding; first frame; end frame (None while it sounds)."""
+class NewNote(NamedTuple):
+    """A note that waits for its voice. pitch row; first frame; sum of its embeddings so far, (D,), over ``frames``."""
 
     pitch: int
     start: int
     total: np.ndarray
-    frames: int = 0
-    end: int | None = None
-    shared: bool = False  # began or went on while another note of its voice sounded
-
-    @property
-    def embedding(self) -> np.ndarray:
-        return self.total / (np.linalg.norm(self.total) + 1e-9)
-
-
-@dataclass
-class Voice:
-    notes: list[RememberedNote] = field(default_factory=list)
-    heard: int = 0  # notes ever
-
-    def add(self, note: RememberedNote) -> None:
-        busy = [other for other in self.notes if other.end is None]
-        for other in busy:
-            other.shared = note.shared = True
-        self.notes.append(note)
-        self.heard += 1
-        if len(self.notes) > REMEMBERED_NOTES:
-            oldest = next((k for k, other in enumerate(self.notes) if other.end is not None), 0)
-            del self.notes[oldest]
+    frames: int
 
 
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -63,7 +42,11 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class VoiceMemory:
-    """Voices of one performance. ``process`` is called once a hop, ``max_voices`` bounds how many are told apart."""
+    """Voices of one performance. ``max_voices`` bounds how many are told apart.
+
+    The memory is a table: row = voice, column = one of its REMEMBERED_NOTES last notes. A note that sounds has an
+    infinite end, so that nothing here can know when it will end.
+    """
 
     latency = 0
 
@@ -73,8 +56,19 @@ class VoiceMemory:
         self.reset()
 
     def reset(self) -> None:
-        self.voices: list[Voice] = []
-        self._sounding: dict[int, tuple[int, RememberedNote]] = {}
+        shape = self.max_voices, REMEMBERED_NOTES
+        self.count = 0  # voices so far
+        self.heard = np.zeros(self.max_voices, int)  # notes ever, of each voice
+        self._used = np.zeros(shape, bool)
+        self._pitch = np.zeros(shape)
+        self._start = np.zeros(shape)
+        self._end = np.zeros(shape)
+        self._turn = np.zeros(shape, int)  # which note of its voice it is, from 1
+        self._shared = np.zeros(shape, bool)  # sounded together with another note of its voice
+        self._frames = np.zeros(shape, int)
+        self._total: np.ndarray | None = None  # (max_voices, REMEMBERED_NOTES, D), known with the first note
+        self._unit: np.ndarray | None = None  # the same, each of length 1
+        self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> row and column
 
     def voice_of(self, pitch: int) -> int:
         """Voice of the note that sounds at this pitch row; KeyError if none does."""
@@ -82,8 +76,9 @@ class VoiceMemory:
 
     def note_off(self, pitch: int, frame: int) -> int:
         """End the note at this pitch row; returns its voice."""
-        voice, note = self._sounding.pop(pitch)
-        note.end = frame
+        voice, column = self._sounding.pop(pitch)
+        if column != FORGOTTEN:
+            self._end[voice, column] = frame
         return voice
 
     def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, frame: int) -> list[tuple[int, int]]:
@@ -95,44 +90,74 @@ class VoiceMemory:
         waiting = []
         for pitch, start in starts:
             frames = min(max(frame - start, 0) + 1, len(history))
-            waiting.append(RememberedNote(pitch, start, history[-frames:, pitch].sum(0), frames))
+            waiting.append(NewNote(pitch, start, history[-frames:, pitch].sum(0), frames))
         given = []
         while waiting:
-            scored = [self._scores(note, frame) for note in waiting]
-            sure = [float(p.max()) for p in scored]
-            k = int(np.argmax(sure))
-            voice = int(np.argmax(scored[k]))
-            given.append((waiting[k].pitch, self._give(waiting.pop(k), voice, frame)))
+            probabilities = [self._probabilities(note, frame) for note in waiting]
+            surest = int(np.argmax([p.max() for p in probabilities]))
+            note = waiting.pop(surest)
+            given.append((note.pitch, self._give(note, int(np.argmax(probabilities[surest])), frame)))
         return given
 
     def hear(self, embedding: np.ndarray) -> None:
         """Let every sounding note learn from this hop's embedding, (n_pitches, D)."""
-        for pitch, (_, note) in self._sounding.items():
-            if note.frames < EMBEDDING_FRAMES:
-                note.total = note.total + embedding[pitch]
-                note.frames += 1
+        for pitch, (voice, column) in self._sounding.items():
+            if column != FORGOTTEN and self._frames[voice, column] < EMBEDDING_FRAMES:
+                self._learn(voice, column, embedding[pitch], 1)
 
-    def _give(self, note: RememberedNote, voice: int, frame: int) -> int:
-        if voice == len(self.voices):
-            if len(self.voices) < self.max_voices:
-                self.voices.append(Voice())
+    def _learn(self, voice: int, column: int, total: np.ndarray, frames: int) -> None:
+        self._total[voice, column] += total
+        self._frames[voice, column] += frames
+        self._unit[voice, column] = unit(self._total[voice, column])
+
+    def _give(self, note: NewNote, voice: int, frame: int) -> int:
+        """Remember a note in a voice; ``voice`` == count asks for a new one. Returns where it went."""
+        if voice == self.count:
+            if self.count < self.max_voices:
+                self.count += 1
             else:
                 voice = self._longest_idle()
-                self.voices[voice] = Voice()
-        self.voices[voice].add(note)
-        self._sounding[note.pitch] = voice, note
+                self._used[voice] = False
+                self.heard[voice] = 0
+        if self._total is None:
+            self._total = np.zeros((*self._used.shape, len(note.total)))
+            self._unit = np.zeros_like(self._total)
+        busy = self._used[voice] & np.isinf(self._end[voice])
+        self._shared[voice, busy] = True
+        column = self._column(voice)
+        self.heard[voice] += 1
+        self._used[voice, column] = True
+        self._pitch[voice, column] = note.pitch
+        self._start[voice, column] = note.start
+        self._end[voice, column] = np.inf
+        self._turn[voice, column] = self.heard[voice]
+        self._shared[voice, column] = busy.any()
+        self._total[voice, column] = 0.0
+        self._frames[voice, column] = 0
+        self._learn(voice, column, note.total, note.frames)
+        self._sounding[note.pitch] = voice, column
         return voice
+
+    def _column(self, voice: int) -> int:
+        """Where the next note goes: a free place, or that of the oldest note, one that has ended if there is one."""
+        used = self._used[voice]
+        if not used.all():
+            return int(np.argmin(used))
+        ended = np.isfinite(self._end[voice])
+        column = int(np.argmin(np.where(ended | ~ended.any(), self._turn[voice], np.iinfo(int).max)))
+        for pitch, place in self._sounding.items():
+            if place == (voice, column):
+                self._sounding[pitch] = voice, FORGOTTEN
+        return column
 
     def _longest_idle(self) -> int:
         """The voice that has rested longest makes room: a memory that never forgets fills up with strangers."""
-        rests = [max((np.inf if n.end is None else n.end) for n in v.notes) for v in self.voices]
-        return int(np.argmin(rests))
+        return int(np.argmin(np.where(self._used, self._end, -np.inf).max(1)))
 
-    def _scores(self, note: RememberedNote, frame: int) -> np.ndarray:
-        """Probabilities over the voices and, last, a new voice (0 where no room can be made)."""
-        features, new = self.features(note, frame)
-        scores = self._scorer(features, new)
-        if len(self.voices) == self.max_voices and self._sounding_voices() == self.max_voices:
+    def _probabilities(self, note: NewNote, frame: int) -> np.ndarray:
+        """Over the voices and, last, a new voice (0 where no room can be made), (count + 1,)."""
+        scores = self._scorer(*self.features(note, frame))
+        if self._sounding_voices() == self.max_voices:
             scores[-1] = -np.inf
         probabilities = np.exp(scores - scores.max())
         return probabilities / probabilities.sum()
@@ -140,68 +165,89 @@ class VoiceMemory:
     def _sounding_voices(self) -> int:
         return len({voice for voice, _ in self._sounding.values()})
 
-    def features(self, note: RememberedNote, frame: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the pointer sees: (V, VOICE_FEATURES) and (NEW_FEATURES,), float32, all of order one."""
-        out = np.zeros((len(self.voices), VOICE_FEATURES), np.float32)
-        query = note.embedding
-        for row, voice in zip(out, self.voices, strict=True):
-            memory = voice.notes
-            embeddings = np.stack([n.embedding for n in memory])
-            pitches = np.array([n.pitch for n in memory], float)
-            similarity = embeddings @ query
-            near = np.exp(-np.abs(pitches - note.pitch) / NEAR_PITCHES)
-            centre = embeddings.mean(0)
-            spread = np.linalg.norm(centre)
-            busy = [n for n in memory if n.end is None]
-            ended = [n for n in memory if n.end is not None]
-            last = memory[-1]
-            rest = 0 if busy else frame - max(n.end for n in ended)
-            intervals = np.array([note.pitch - n.pitch for n in busy])
-            closest = intervals[np.argmin(np.abs(intervals))] if busy else 0
-            row[:] = (
-                centre @ query / (spread + 1e-9),
-                similarity.max(),
-                near @ similarity / near.sum(),
-                similarity[-1],
-                np.sort(similarity)[-3:].mean(),
-                spread,
-                near.sum() / len(memory),
-                abs(note.pitch - last.pitch) / 12,
-                (note.pitch - last.pitch) / 12,
-                abs(note.pitch - pitches.mean()) / 12,
-                (note.pitch - pitches.mean()) / 12,
-                pitches.std() / 12,
-                np.abs(pitches - note.pitch).min() / 12,
-                np.log1p(max(rest, 0)) / 4,
-                float(not busy and rest <= RECENT_FRAMES),
-                float(len(busy) > 0),
-                min(len(busy), 4) / 4,
-                np.mean([n.shared for n in memory]),
-                closest / 12,
-                float(bool(busy) and np.any(intervals % 12 == 0)),
-                float(bool(busy) and np.any(np.abs(note.start - np.array([n.start for n in busy])) <= RECENT_FRAMES)),
-                float(note.pitch == last.pitch and last.end is not None and note.start - last.end <= RECENT_FRAMES),
-                np.log1p(voice.heard) / 4,
-                0.0,
-            )
-        if len(out) > 1:  # how far this voice's timbre is ahead of the best other
-            best = np.sort(out[:, 2])[-2:]
-            out[:, -1] = out[:, 2] - np.where(out[:, 2] == best[1], best[0], best[1])
-        free = out[out[:, 15] == 0]
-        new = np.array(
-            (
-                len(self.voices) / 8,
-                self._sounding_voices() / 8,
-                np.log1p(sum(v.heard for v in self.voices)) / 4,
-                out[:, 2].max(initial=-1.0),
-                out[:, 1].max(initial=-1.0),
-                free[:, 2].max(initial=-1.0),
-                note.pitch / 72,
-                min(note.frames, 8) / 8,
-            ),
-            np.float32,
+    def features(self, note: NewNote, frame: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the pointer sees: (count, VOICE_FEATURES) and (NEW_FEATURES,), float32, all of order one."""
+        voices = np.zeros((self.count, VOICE_FEATURES), np.float32)
+        if self.count:
+            voices[:] = self._voice_features(note, frame)
+        free = voices[voices[:, BUSY] == 0]
+        new = (
+            self.count / 8,
+            self._sounding_voices() / 8,
+            np.log1p(self.heard[: self.count].sum()) / 4,
+            voices[:, NEAR].max(initial=-1.0),
+            voices[:, BEST].max(initial=-1.0),
+            free[:, NEAR].max(initial=-1.0),
+            note.pitch / 72,
+            min(note.frames, 8) / 8,
         )
-        return out, new
+        return voices, np.array(new, np.float32)
+
+    def _voice_features(self, note: NewNote, frame: int) -> np.ndarray:
+        n = self.count
+        rows = np.arange(n)
+        used, pitch, start, end = self._used[:n], self._pitch[:n], self._start[:n], self._end[:n]
+        held = used.sum(1)
+        similarity = self._unit[:n] @ unit(note.total)
+        last = np.argmax(np.where(used, self._turn[:n], 0), 1)
+
+        centre = np.where(used[..., None], self._unit[:n], 0.0).sum(1) / held[:, None]
+        spread = np.sqrt(np.square(centre).sum(1))
+        best = -np.sort(-np.where(used, similarity, -np.inf), 1)[:, :3]
+        found = np.isfinite(best)
+        distance = note.pitch - pitch
+        near = np.where(used, np.exp(-np.abs(distance) / NEAR_PITCHES), 0.0)
+        near_similarity = (near * similarity).sum(1) / near.sum(1)
+
+        mean_pitch = np.where(used, pitch, 0.0).sum(1) / held
+        pitch_spread = np.sqrt(np.where(used, np.square(pitch - mean_pitch[:, None]), 0.0).sum(1) / held)
+        from_last = distance[rows, last]
+
+        sounding = used & np.isinf(end)
+        busy = sounding.sum(1)
+        rest = np.where(busy > 0, 0.0, frame - np.where(used & ~sounding, end, -np.inf).max(1))
+        rest = np.maximum(rest, 0.0)
+        closest = np.argmin(np.where(sounding, np.abs(distance), np.inf), 1)
+        last_end = end[rows, last]
+        # How far this voice's timbre is ahead of the best other.
+        ahead = np.zeros(n)
+        if n > 1:
+            second, first = np.sort(near_similarity)[-2:]
+            ahead = near_similarity - np.where(near_similarity == first, second, first)
+        return np.stack(
+            (
+                np.where(used, similarity, 0.0).sum(1) / held / (spread + 1e-9),
+                best[:, 0],  # BEST
+                near_similarity,  # NEAR
+                similarity[rows, last],
+                np.where(found, best, 0.0).sum(1) / found.sum(1),
+                spread,
+                near.sum(1) / held,
+                np.abs(from_last) / 12,
+                from_last / 12,
+                np.abs(note.pitch - mean_pitch) / 12,
+                (note.pitch - mean_pitch) / 12,
+                pitch_spread / 12,
+                np.where(used, np.abs(distance), np.inf).min(1) / 12,
+                np.log1p(rest) / 4,
+                (busy == 0) & (rest <= RECENT_FRAMES),
+                busy > 0,  # BUSY
+                np.minimum(busy, 4) / 4,
+                (self._shared[:n] & used).sum(1) / held,
+                np.where(busy > 0, distance[rows, closest], 0.0) / 12,
+                (sounding & (distance % 12 == 0)).any(1),
+                (sounding & (np.abs(note.start - start) <= RECENT_FRAMES)).any(1),
+                (from_last == 0) & np.isfinite(last_end) & (note.start - last_end <= RECENT_FRAMES),
+                np.log1p(self.heard[:n]) / 4,
+                ahead,
+            ),
+            1,
+        )
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    """(D,) -> the same direction with length 1; zeros stay zeros."""
+    return vector / (np.sqrt(vector @ vector) + 1e-9)
 
 
 POINTER_LAYERS = (0, 2, 4)  # where the linear layers stand among the activations, as training names them

@@ -52,7 +52,7 @@ def test_detected_notes_know_their_players_and_ghosts_have_none():
 def test_following_the_truth_puts_every_player_into_one_voice():
     memories = [study(performance(seed, 4), lambda f, n: np.zeros(len(f) + 1), 8, follow_truth=True) for seed in range(3)]
     assert home_share(memories) == 1.0
-    assert all(len(memory.voices) == 4 for memory in memories)
+    assert all(memory.count == 4 for memory in memories)
     # The first decision of each player is a new voice, and every later one is that player's own.
     right = [answers for _, _, answers in memories[0].decisions]
     assert right[0] == [0] and max(len(r) for r in right) == 1
@@ -88,4 +88,4 @@ def test_silent_hops_need_no_embeddings():
 @pytest.mark.parametrize("max_voices", [1, 2])
 def test_a_memory_smaller_than_the_ensemble_still_plays_on(max_voices):
     memory = study(performance(2, 4), lambda f, n: np.arange(len(f) + 1.0), max_voices)
-    assert len(memory.voices) == max_voices
+    assert memory.count == max_voices

@@ -93,7 +93,8 @@ def calibrate(heard: Sequence[Heard], say: Callable[[str], None] = print) -> tup
             for name, grid in GRIDS.items():
                 for value in grid:
                     candidate = replace(best, **{name: value})
-                    if value == getattr(best, name) or candidate.off > candidate.on:
+                    candidate = replace(candidate, off=min(candidate.off, candidate.on))
+                    if candidate == best:
                         continue
                     candidate_score = score(heard, candidate, lookahead)
                     if candidate_score > best_score:

@@ -45,9 +45,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parameter_count(network: LiveNetwork, pointer: PointerNetwork) -> int:
-    """Of what runs live: the slot head, the polyphony head and the sources' directions only help training."""
+    """Of what runs live: the slot head and the polyphony head only help training."""
     unused = sum(p.numel() for part in (network.slot_head, network.polyphony) for p in part.parameters())
-    unused += network.sources.numel()
     return sum(p.numel() for m in (network, pointer) for p in m.parameters()) - unused
 
 

@@ -19,15 +19,7 @@ from torch import Tensor
 from realtime_mpe.analysis import FRAME_SECONDS, HOP
 
 from .frontend import FrontEnd
-from .losses import (
-    embedding_loss,
-    mixture_loss,
-    note_embeddings,
-    onset_loss,
-    polyphony_loss,
-    slot_loss,
-    source_loss,
-)
+from .losses import embedding_loss, mixture_loss, note_embeddings, onset_loss, polyphony_loss, slot_loss
 from .mixing import Batch, batches, collate, remix, shifted
 from .network import LiveNetwork, NetworkConfig
 from .stems import StemCache
@@ -50,8 +42,7 @@ class FitConfig:
     weight_decay: float = 1e-2
     onset_weight: float = 0.5
     polyphony_weight: float = 0.02
-    embedding_weight: float = 0.1
-    source_weight: float = 0.02
+    embedding_weight: float = 0.05
     slot_weight: float = 0.01
     validate_every: float = 2.0  # hours heard
     patience: int = 8  # validations without a better score
@@ -135,7 +126,6 @@ def fit(
                     "onset": config.onset_weight * onset_loss(outputs, batch),
                     "polyphony": config.polyphony_weight * polyphony_loss(outputs, batch),
                     "embedding": config.embedding_weight * embedding_loss(outputs, batch, generator),
-                    "sources": config.source_weight * source_loss(network, outputs, batch, generator),
                     "slots": config.slot_weight * slot_loss(network, outputs, batch, rng),
                 }
             loss = sum(losses.values())

@@ -13,7 +13,6 @@ from .network import LiveNetwork
 EARLY_FRAMES = (1, 2, 3, 4, 8, 32)
 EARLY_PROBABILITIES = (0.25, 0.25, 0.15, 0.1, 0.1, 0.15)
 TEMPERATURE = 0.12
-SOURCE_MARGIN, SOURCE_SCALE = 0.15, 20.0
 ONSET_WEIGHT = 3.0  # of a positive: onsets fill one cell in a hundred
 
 
@@ -36,10 +35,10 @@ def polyphony_loss(outputs: dict[str, Tensor], batch: Batch) -> Tensor:
 def note_embeddings(embedding: Tensor, notes: Tensor, frames: Tensor) -> Tensor:
     """Mean embedding of each note over its first ``frames`` frames, of unit length.
 
-    embedding (B, T, P, D), notes (N, 6) as in Batch, frames (N,) -> (N, D).
+    embedding (B, T, P, D), notes (N, 5) as in Batch, frames (N,) -> (N, D).
     """
     total = F.pad(embedding.float().cumsum(1), (0, 0, 0, 0, 1, 0))  # (B, T + 1, P, D), row t = sum of frames < t
-    example, _, start, end, pitch = notes[:, :5].unbind(1)
+    example, _, start, end, pitch = notes.unbind(1)
     end = torch.minimum(end, start + frames)
     return F.normalize(total[example, end, pitch] - total[example, start, pitch], dim=-1)
 
@@ -67,21 +66,6 @@ def embedding_loss(outputs: dict[str, Tensor], batch: Batch, generator: torch.Ge
     log_all = similarity.masked_fill(~same_mixture, -torch.inf).logsumexp(1, keepdim=True)
     log_probability = (similarity - log_all).masked_fill(~same_player, 0.0)
     return -(log_probability.sum(1) / same_player.sum(1)).mean()
-
-
-def source_loss(network: LiveNetwork, outputs: dict[str, Tensor], batch: Batch, generator: torch.Generator) -> Tensor:
-    """Additive-margin softmax over sound sources, from each note's first frames, as speakers are told apart.
-
-    The contrast within a mixture knows only its few players; this one keeps all instruments apart in all mixtures.
-    """
-    notes = batch.notes
-    if not len(notes):
-        return outputs["embedding"].float().sum() * 0.0
-    choice = torch.multinomial(torch.tensor(EARLY_PROBABILITIES), len(notes), replacement=True, generator=generator)
-    frames = torch.tensor(EARLY_FRAMES)[choice].to(notes.device)
-    cosine = note_embeddings(outputs["embedding"], notes, frames) @ F.normalize(network.sources, dim=-1).T.float()
-    margin = SOURCE_MARGIN * F.one_hot(notes[:, 5], cosine.shape[1])
-    return F.cross_entropy(SOURCE_SCALE * (cosine - margin), notes[:, 5])
 
 
 def slot_loss(network: LiveNetwork, outputs: dict[str, Tensor], batch: Batch, rng: np.random.Generator) -> Tensor:

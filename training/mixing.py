@@ -5,7 +5,6 @@ random place, one take a part is drawn, some parts are left out or replaced by s
 mixture is retuned, given noise and a level.
 """
 
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +15,7 @@ from torch import Tensor
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, SAMPLERATE
 
 from .effects import background
-from .network import POLYPHONY_CLASSES, SOURCE_CLASSES
+from .network import POLYPHONY_CLASSES
 from .stems import Segment, StemCache
 
 MAX_STEMS = 6
@@ -28,14 +27,10 @@ RETUNE_CENTS = 30.0
 
 @dataclass(frozen=True)
 class Mixture:
-    """One training example.
-
-    audio : (n,) float32.  notes : (N, 4) = stem, onset s, offset s, MIDI.  sources : name of each stem's instrument.
-    """
+    """One training example: audio (n,) float32; notes (N, 4) = stem, onset s, offset s, MIDI."""
 
     audio: np.ndarray
     notes: np.ndarray
-    sources: tuple[str, ...] = ()
 
 
 @dataclass
@@ -44,7 +39,7 @@ class Batch:
 
     audio : (B, T * HOP).  mix, onset : (B, T + 1, P) targets in 0..1.  polyphony : (B, T + 1) class.
     owner : (B, T + 1, P) index of the stem that alone plays there, -1 elsewhere.
-    notes : (N, 6) int64 rows (example, stem, first frame, end frame, pitch row, source class) for the embedding.
+    notes : (N, 5) int64 rows (example, stem, first frame, end frame, pitch row) for the embedding.
     """
 
     audio: Tensor
@@ -89,7 +84,7 @@ def remix(cache: StemCache, index: int, seconds: float, rng: np.random.Generator
         audio, notes = retune(audio, notes, rng)
         audio = set_level(audio, rng)
     notes = notes[(notes[:, 2] > 0) & (notes[:, 1] < seconds)]
-    return Mixture(audio, notes, tuple(source.instrument[stem] for source, stem in chosen))
+    return Mixture(audio, notes)
 
 
 def stranger(cache: StemCache, rng: np.random.Generator) -> tuple[Segment, int]:
@@ -133,11 +128,6 @@ def label_frames(onset: float, offset: float, n_frames: int) -> tuple[int, int]:
     return max(first, 0), min(end, n_frames)
 
 
-def source_class(sources: tuple[str, ...], stem: int) -> int:
-    """Class of a stem's sound source, by the checksum of its name: no list of instruments has to be kept."""
-    return zlib.crc32(sources[stem].encode()) % SOURCE_CLASSES if sources else 0
-
-
 def label(mixture: Mixture, n_frames: int) -> dict[str, np.ndarray]:
     """Targets of one mixture for label frames 0..n_frames; see Batch."""
     count = np.zeros((n_frames + 1, N_PITCHES), np.int16)
@@ -156,11 +146,10 @@ def label(mixture: Mixture, n_frames: int) -> dict[str, np.ndarray]:
         if on >= 0:
             onset[first : first + 2, pitch] = 1.0  # two frames: a note seldom shows itself within the first
             start = int(round(on / FRAME_SECONDS))
-            end = max(start + 1, min(int(off / FRAME_SECONDS), n_frames))
-            rows.append((int(stem), start, end, pitch, source_class(mixture.sources, int(stem))))
+            rows.append((int(stem), start, max(start + 1, min(int(off / FRAME_SECONDS), n_frames)), pitch))
     owner[count != 1] = -1
     polyphony = np.minimum((count > 0).sum(1), POLYPHONY_CLASSES - 1)
-    notes = np.array([r for r in rows if r[1] < n_frames], np.int64).reshape(-1, 5)
+    notes = np.array([r for r in rows if r[1] < n_frames], np.int64).reshape(-1, 4)
     return dict(mix=(count > 0).astype(np.float32), onset=onset, polyphony=polyphony, owner=owner, notes=notes)
 
 

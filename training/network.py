@@ -18,7 +18,6 @@ from realtime_mpe.analysis import BINS_PER_PITCH, MAX_LOOKAHEAD, N_PITCHES
 HARMONIC_BINS = (-36, 0, 36, 57, 72, 84)  # half, 1, 2, 3, 4, 5 times the frequency at 36 bins an octave
 OCTAVE = 12  # pitches
 CENTRE_MOMENTUM = 0.05
-SOURCE_CLASSES = 4096  # of hashed instrument names: far more than instruments, so that few share a class
 POLYPHONY_CLASSES = 8  # 0..7 and more (section III of the slot-attention paper clips at 7)
 
 
@@ -120,7 +119,6 @@ class LiveNetwork(nn.Module):
         self.branch = nn.ModuleList(Block(branch, *dilation) for dilation in config.branch)
         self.embedding = nn.Conv2d(branch, config.embedding_dim, 1)
         self.register_buffer("centre", torch.zeros(config.embedding_dim))  # mean embedding of what sounds
-        self.sources = nn.Parameter(torch.randn(SOURCE_CLASSES, config.embedding_dim))  # directions, for training only
         self.slot_head = SlotHead(branch, config.slots)
         nn.init.constant_(self.mix.bias, -3.0)  # about one pitch in twenty sounds
         nn.init.constant_(self.onset.bias, -5.0)

@@ -16,8 +16,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES
+from realtime_mpe.errors import UserError
 from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
-from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, Pointer, RememberedNote, VoiceMemory
+from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, VoiceMemory
 
 from .mixing import Mixture, label_frames
 
@@ -132,7 +133,7 @@ class StudiedMemory(VoiceMemory):
         self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
         self.given: list[tuple[frozenset[int], int]] = []
 
-    def _give(self, note: RememberedNote, voice: int, frame: int) -> int:
+    def _give(self, note: NewNote, voice: int, frame: int) -> int:
         players = self.players[note.pitch]
         if players:
             features, new = self.features(note, frame)
@@ -140,11 +141,11 @@ class StudiedMemory(VoiceMemory):
             self.decisions.append((features, new, right))
             if self.follow_truth:
                 voice = right[0]
-        before = len(self.voices)
+        before = self.count
         voice = super()._give(note, voice, frame)
-        if len(self.voices) > before:
+        if self.count > before:
             self.played.append(Counter())
-        elif self.voices[voice].heard == 1:  # the memory was full and this voice began anew
+        elif self.heard[voice] == 1:  # the memory was full and this voice began anew
             self.played[voice] = Counter()
         self.played[voice].update(players)
         self.given.append((players, voice))
@@ -157,7 +158,7 @@ class StudiedMemory(VoiceMemory):
             for voice, count in enumerate(self.played)
             if count and count[player] == max(count.values())
         ]
-        return -max(homes)[1] if homes else len(self.voices)
+        return -max(homes)[1] if homes else self.count
 
 
 def study(performance: Performance, scorer, max_voices: int, follow_truth: bool = False) -> StudiedMemory:
@@ -194,7 +195,7 @@ def home_share(memories: Sequence[StudiedMemory]) -> float:
     at_home = total = 0
     for memory in memories:
         players = sorted({p for players, _ in memory.given for p in players})
-        table = np.zeros((len(players), max(len(memory.voices), 1)))
+        table = np.zeros((len(players), max(memory.count, 1)))
         for owners, voice in memory.given:
             for player in owners:
                 table[players.index(player), voice] += 1 / len(owners)
@@ -230,6 +231,8 @@ def fit_pointer(
         scorer = network.scorer()
         for performance in train:
             gathered += study(performance, scorer, max_voices, follow_truth=round_number == 0).decisions
+        if not gathered:
+            raise UserError("the network detects no notes yet, so no voices can be learnt; train it for more --hours")
         learn(network, padded(gathered, max_voices))
         scorer = network.scorer()
         memories = [study(performance, scorer, max_voices) for performance in validation]

@@ -43,6 +43,7 @@ SEGMENT_SECONDS = 24.0
 HELD_OUT = 8  # every eighth instrument and piece is for validation alone
 SYNTH_INSTRUMENTS = 240
 CALIBRATION_MIXTURES = 24
+FEWEST_SEGMENTS, FEWEST_PERFORMANCES = 8, 10  # of a validation set that still says something
 RUN_FILE, POINTER_FILE = "run.json", "pointer.pt"
 SHARES = {"samples": 0.45, "soundfont": 0.3, "synth": 0.25}  # of the stems: real notes teach most, synths widen
 
@@ -65,8 +66,11 @@ def run(args: argparse.Namespace) -> int:
     if args.hours <= 0 or args.segments < 1 or args.performances < 1 or args.workers < 1:
         raise UserError("--hours, --segments, --performances and --workers must be above 0")
     out, started = args.out, time.monotonic()
+    try:
+        device = torch.device(args.device)
+    except RuntimeError as error:
+        raise UserError(f"there is no device {args.device!r}; use cpu, cuda or cuda:N") from error
     out.mkdir(parents=True, exist_ok=True)
-    device = torch.device(args.device)
     try:
         caches = render_all(args)
         config = FitConfig(hours=args.hours, seed=args.seed)
@@ -112,7 +116,7 @@ def fit_voices(
     thresholds = calibrate(hear(network, front_end, mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2), device))
     heard = [
         hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
-        for name, count in (("memory", performances), ("validation", max(performances // 8, 10)))
+        for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
     ]
     return fit_pointer(*heard, max_voices=network.config.slots, seed=seed), thresholds
 
@@ -143,8 +147,8 @@ def render_all(args: argparse.Namespace) -> dict[str, StemCache]:
         held_scores = [s for s in scores if is_held_out(s.name)]
     drums = SoundFontDrums(args.soundfont[0]) if args.soundfont else None
     plan = {
-        "validation": (held_scores, held_instruments, max(args.segments // 16, 8)),
-        "memory": (train_scores, train_instruments, max(args.segments // 8, 8)),
+        "validation": (held_scores, held_instruments, max(args.segments // 16, FEWEST_SEGMENTS)),
+        "memory": (train_scores, train_instruments, max(args.segments // 8, FEWEST_SEGMENTS)),
         "train": (train_scores, train_instruments, args.segments),
     }
     caches = {}

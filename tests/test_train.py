@@ -1,0 +1,92 @@
+"""`rt-mpe train` from nothing but what pip installed: it makes a model that plays, resumes, and repeats itself."""
+
+import json
+
+import pytest
+
+from realtime_mpe.model import OnnxModel
+from realtime_mpe.training import calibrate, fit, pointer, train
+from realtime_mpe.training.network import NetworkConfig
+
+ARGUMENTS = ["--hours", "0.004", "--segments", "3", "--performances", "2", "--workers", "1", "--size", "test"]
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Everything as in earnest, only less of it."""
+    monkeypatch.setitem(train.SIZES, "test", NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8))
+    monkeypatch.setattr(train, "SEGMENT_SECONDS", 9.0)
+    monkeypatch.setattr(train, "FEWEST_SEGMENTS", 3)
+    monkeypatch.setattr(train, "CALIBRATION_MIXTURES", 2)
+    monkeypatch.setattr(train, "FEWEST_PERFORMANCES", 2)
+    monkeypatch.setattr(train, "SYNTH_INSTRUMENTS", 16)
+    monkeypatch.setattr(fit, "VALIDATION_MIXTURES", 2)
+    monkeypatch.setattr(fit, "VALIDATION_FRAMES", 256)
+    monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.02, 0.5), "off": (0.01,), "onset": (0.5,), "repeat": (0.5,)})
+    monkeypatch.setattr(pointer, "ROUNDS", 2)
+    monkeypatch.setattr(pointer, "EPOCHS", 2)
+
+
+def test_training_from_nothing_makes_a_model_that_plays(rt_mpe, small, tmp_path, tune_wav):
+    run = tmp_path / "run"
+    assert rt_mpe("train", "-o", run, *ARGUMENTS).code == 0
+    info = OnnxModel(str(run / "model.onnx")).info
+    assert info.training["hours_heard"] >= 0.004
+    assert "--segments 3" in info.training["command"]
+    assert rt_mpe("transcribe", tune_wav, "-o", tmp_path / "a.mid", "--model", run / "model.onnx").code == 0
+
+    # A second run with more hours goes on from the checkpoint and renders nothing again.
+    before = {p: p.stat().st_mtime_ns for p in run.glob("stems/*/*.npz")}
+    steps = json.loads((run / "progress.json").read_text())["step"]
+    again = rt_mpe("train", "-o", run, *[a if a != "0.004" else "0.008" for a in ARGUMENTS])
+    assert again.code == 0 and any("resuming" in line for line in again.out)
+    assert json.loads((run / "progress.json").read_text())["step"] > steps
+    assert {p: p.stat().st_mtime_ns for p in run.glob("stems/*/*.npz")} == before
+
+    assert rt_mpe("export", run, "-o", tmp_path / "b.onnx").code == 0
+    assert OnnxModel(str(tmp_path / "b.onnx")).info.training == OnnxModel(str(run / "model.onnx")).info.training
+
+
+def test_a_network_that_hears_nothing_yet_is_told_to_hear_more(rt_mpe, small, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.999,)})
+    ended = rt_mpe("train", "-o", tmp_path / "run", *ARGUMENTS)
+    assert ended.code == 2 and "--hours" in ended.err[-1]
+
+
+def test_interrupted_training_says_how_to_go_on_and_keeps_its_checkpoint(rt_mpe, small, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "learning_rate", interrupt)
+    ended = rt_mpe("train", "-o", tmp_path / "run", *ARGUMENTS)
+    assert ended.code == 130
+    assert any("goes on" in line for line in ended.err)
+    assert (tmp_path / "run" / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "wanted"),
+    [
+        (["--hours", "0"], "above 0"),
+        (["--scores", "nowhere"], "nowhere"),
+        (["--samples", "nowhere"], "nowhere"),
+        (["--soundfont", "nowhere.sf2"], "nowhere.sf2"),
+        (["--device", "abacus"], "abacus"),
+    ],
+)
+def test_bad_arguments_are_one_line(rt_mpe, tmp_path, argv, wanted):
+    ended = rt_mpe("train", "-o", tmp_path / "run", *argv)
+    assert ended.code == 2
+    assert len(ended.err) == 1 and wanted in ended.err[0]
+
+
+def test_exporting_an_unfinished_run_says_what_is_missing(rt_mpe, tmp_path):
+    ended = rt_mpe("export", tmp_path, "-o", tmp_path / "m.onnx")
+    assert ended.code == 2 and "run.json" in ended.err[0]
+
+
+def test_pieces_and_instruments_are_held_out():
+    training, held_out = train.instruments([], [])
+    assert held_out and not {i.name for i in training} & {i.name for i in held_out}
+    names = [f"piece {k}" for k in range(400)]
+    assert 20 < sum(train.is_held_out(n) for n in names) < 90
