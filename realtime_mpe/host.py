@@ -7,7 +7,6 @@ the 16 kHz grid; seconds are derived from it where notes leave.
 """
 
 import math
-import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .analysis import FIRST_MIDI, HOP, MAX_LOOKAHEAD, N_BINS, SAMPLERATE
+from .analysis import BINS_PER_PITCH, FIRST_MIDI, HOP, MAX_LOOKAHEAD, N_BINS, SAMPLERATE
 from .channels import ChannelMap
 from .cqt import FLOOR_DB, RANGE_DB, StreamingCqt
 from .errors import UserError
@@ -24,12 +23,9 @@ from .model import OnnxModel
 from .notes import NoteTracker
 from .resample import Resampler
 from .sinks.base import NoteSink
-from .source import AudioSource
 from .voices import HISTORY_HOPS, VoiceMemory
 
-STATUS_SECONDS = 0.1
-SILENCE_SECONDS = 5.0  # of input without a sound before the user is told
-SILENCE_DB = -80.0
+SILENCE_DB = -80.0  # RMS re full scale: below the self-noise of any input that is connected
 CLIPPED = 0.999  # of full scale
 MANY_CLIPPED = 1e-4  # of all samples; a mastered file touches full scale here and there without harm
 VELOCITY_FLOOR_DB, VELOCITY_RANGE_DB = -62.0, 50.0  # level of a pitch's bins that maps to velocity 1, and up to 127
@@ -242,42 +238,8 @@ class Engine:
         self.warn(reason)
 
 
-def perform(source: AudioSource, engine: Engine, duration: float | None = None) -> None:
-    """Play a source through an engine until it ends, is stopped, or ``duration`` seconds of input have been heard.
-
-    It also ends when nobody reads the sinks any more.
-
-    However it ends, every note is ended; the caller closes source and sinks.
-    """
-    next_status = last_sound = 0.0
-    silence_told = False
-    heard = 0  # samples at the source's rate
-    try:
-        for block in source.blocks():
-            begun = time.perf_counter()
-            engine.process(block.samples, block.lost)
-            heard += block.lost + len(block.samples)
-            seconds = heard / source.samplerate
-            if engine.level_db > SILENCE_DB:
-                last_sound, silence_told = seconds, False
-            elif seconds - last_sound >= SILENCE_SECONDS and not silence_told:
-                silence_told = True
-                engine.warn(
-                    f"{source.name} has been silent for {SILENCE_SECONDS:.0f} s: "
-                    "check the input, its gain, and --channel"
-                )
-            if seconds >= next_status:
-                next_status = seconds + STATUS_SECONDS
-                engine.report(source.overflows, time.perf_counter() - begun)
-            if engine.abandoned or (duration is not None and seconds >= duration):
-                break
-    finally:
-        engine.finish()
-
-
 def velocity(frame: np.ndarray, pitch: int) -> int:
     """MIDI velocity 1..127 from the level of a pitch's own bins, (216,) levels."""
-    bins = len(frame) // (len(frame) // 3)
-    decibels = float(frame[bins * pitch : bins * (pitch + 1)].max()) * RANGE_DB + FLOOR_DB
+    decibels = float(frame[BINS_PER_PITCH * pitch : BINS_PER_PITCH * (pitch + 1)].max()) * RANGE_DB + FLOOR_DB
     share = (decibels - VELOCITY_FLOOR_DB) / VELOCITY_RANGE_DB
     return int(np.clip(round(1 + 126 * share), 1, 127))

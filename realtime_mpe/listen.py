@@ -4,12 +4,13 @@ import argparse
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from . import plugins
 from .errors import UserError, tell
-from .host import Engine, Settings, perform
+from .host import SILENCE_DB, Engine, Settings
 from .model import load_model
 from .sinks.base import NoteSink
 from .sinks.midi_file import MidiFileSink
@@ -18,6 +19,8 @@ from .transcribe import add_engine_arguments
 
 FAILED, DEVICE_LOST = 2, 3  # exit codes
 DEFAULT_PORT = "rt-mpe"
+STATUS_SECONDS = 0.1
+SILENCE_SECONDS = 5.0  # of input without a sound before the user is told
 PORTS = ("midi", "virtual")
 # Opened after the source and closed before it: nothing is left behind by a source that cannot be opened. All other
 # sinks are opened before it, for under JACK a MIDI port must be there before the audio stream.
@@ -71,6 +74,39 @@ def run(args: argparse.Namespace) -> int:
                 opened = [thing for thing in opened if not isinstance(thing, MidiFileSink)]
             code = close_all(opened, args.quiet) or code
     return code
+
+
+def perform(source: AudioSource, engine: Engine, duration: float | None = None) -> None:
+    """Play a source through an engine until it ends, is stopped, or ``duration`` seconds of input have been heard.
+
+    It also ends when nobody reads the sinks any more.
+
+    However it ends, every note is ended; the caller closes source and sinks.
+    """
+    next_status = last_sound = 0.0
+    silence_told = False
+    heard = 0  # samples at the source's rate
+    try:
+        for block in source.blocks():
+            begun = time.perf_counter()
+            engine.process(block.samples, block.lost)
+            heard += block.lost + len(block.samples)
+            seconds = heard / source.samplerate
+            if engine.level_db > SILENCE_DB:
+                last_sound, silence_told = seconds, False
+            elif seconds - last_sound >= SILENCE_SECONDS and not silence_told:
+                silence_told = True
+                engine.warn(
+                    f"{source.name} has been silent for {SILENCE_SECONDS:.0f} s: "
+                    "check the input, its gain, and --channel"
+                )
+            if seconds >= next_status:
+                next_status = seconds + STATUS_SECONDS
+                engine.report(source.overflows, time.perf_counter() - begun)
+            if engine.abandoned or (duration is not None and seconds >= duration):
+                break
+    finally:
+        engine.finish()
 
 
 def sink_specs(args: argparse.Namespace) -> list[str]:

@@ -1,7 +1,7 @@
 """Training of the live network: one loop, read from top to bottom. It resumes from its last checkpoint.
 
-The learning rate is constant, then falls linearly over the last part of ``hours``: a run can be given more hours
-later and goes on where it stopped.
+First the trunk learns to detect, for ``hours``; then it is frozen and the branch learns whose note it is, for
+``branch_hours``. In both the learning rate is constant and falls linearly at the end.
 """
 
 import csv
@@ -25,7 +25,7 @@ from .network import LiveNetwork, NetworkConfig
 from .stems import StemCache
 
 DECAY_SHARE = 0.25  # of the hours, spent on bringing the learning rate down
-WARMUP_STEPS = 200
+WARMUP_HOURS = 0.25
 AVERAGE_DECAY = 0.998  # of the weights' moving average, which is what is validated and exported
 CHECKPOINT_SECONDS = 120.0
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -35,15 +35,15 @@ VALIDATION_FRAMES = 512
 
 @dataclass(frozen=True)
 class FitConfig:
-    hours: float = 1.0  # of re-mixed audio to hear
+    hours: float = 1.0  # of re-mixed audio that the trunk hears
+    branch_hours: float = 1.0  # that the branch hears after it
     batch_size: int = 2
     n_frames: int = 256  # of one example, 8.2 s
     learning_rate: float = 1.2e-3
     weight_decay: float = 1e-2
     onset_weight: float = 0.5
     polyphony_weight: float = 0.02
-    embedding_weight: float = 0.05
-    slot_weight: float = 0.01
+    slot_weight: float = 0.1
     validate_every: float = 2.0  # hours heard
     patience: int = 8  # validations without a better score
     seed: int = 0
@@ -56,10 +56,6 @@ class Scores(NamedTuple):
     mix_f1: float
     onset_ap: float
     same_player_auc: float
-
-    @property
-    def total(self) -> float:
-        return self.mix_ap + self.same_player_auc
 
 
 def fit(
@@ -82,7 +78,7 @@ def fit(
     front_end = FrontEnd().to(device)
     generator = torch.Generator().manual_seed(config.seed)
     checkpoint = run / CHECKPOINT_FILE
-    progress = dict(step=0, hours=0.0, best=-1.0, stale=0)
+    progress = dict(step=0, hours=0.0, best=-1.0, stale=0, branch=False)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         network.load_state_dict(saved["network"])
@@ -92,6 +88,7 @@ def fit(
         say(f"resuming after {progress['hours']:.2f} hours heard")
     rng = np.random.default_rng([config.seed, progress["step"]])
     (run / "fit.json").write_text(json.dumps(dict(fit=asdict(config), network=network_config.to_dict()), indent=1))
+    total_hours = config.hours + config.branch_hours
     heard_per_step = config.batch_size * config.n_frames * FRAME_SECONDS / 3600
     held_out = validation_batches(validation, config.seed)
     stream = batches(train, config.batch_size, config.n_frames, rng)
@@ -111,29 +108,36 @@ def fit(
     last_save = last_line = time.monotonic()
     next_validation = progress["hours"] + config.validate_every
     running = {}
-    network.train()
     try:
-        while progress["hours"] < config.hours and progress["stale"] < config.patience:
+        while progress["hours"] < total_hours and progress["stale"] < config.patience:
+            if not progress["branch"] and progress["hours"] >= config.hours:
+                progress.update(branch=True, best=-1.0, stale=0)
+                running.clear()
+            set_part(network, progress["branch"])
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, progress["step"], progress["hours"])
+                group["lr"] = learning_rate(config, progress["hours"])
             batch = next(stream).to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 with torch.no_grad(), torch.autocast(device.type, enabled=False):
                     frames = front_end(batch.audio)
-                outputs, _ = network(frames)
-                losses = {
-                    "mix": mixture_loss(outputs, batch),
-                    "onset": config.onset_weight * onset_loss(outputs, batch),
-                    "polyphony": config.polyphony_weight * polyphony_loss(outputs, batch),
-                    "embedding": config.embedding_weight * embedding_loss(outputs, batch, generator),
-                    "slots": config.slot_weight * slot_loss(network, outputs, batch, rng),
-                }
+                outputs, _ = network(frames, branch=progress["branch"])
+                if progress["branch"]:
+                    network.follow_centre(outputs["branch"].detach(), shifted(batch.mix, 1) > 0)
+                    losses = {
+                        "embedding": embedding_loss(outputs, batch, generator),
+                        "slots": config.slot_weight * slot_loss(network, outputs, batch, rng),
+                    }
+                else:
+                    losses = {
+                        "mix": mixture_loss(outputs, batch),
+                        "onset": config.onset_weight * onset_loss(outputs, batch),
+                        "polyphony": config.polyphony_weight * polyphony_loss(outputs, batch),
+                    }
             loss = sum(losses.values())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimizer.step()
-            network.follow_centre(outputs["embedding"].detach(), shifted(batch.mix, 1) > 0)
             average.update_parameters(network)
             progress["step"] += 1
             progress["hours"] += heard_per_step
@@ -144,16 +148,17 @@ def fit(
             if now - last_line > 10:
                 last_line = now
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in running.items())
-                say(f"{progress['hours']:7.2f} h heard of {config.hours:g}  step {progress['step']}  {parts}")
+                say(f"{progress['hours']:7.2f} h heard of {total_hours:g}  step {progress['step']}  {parts}")
             if now - last_save > CHECKPOINT_SECONDS:
                 last_save = now
                 train.refresh()
                 save()
-            if progress["hours"] >= next_validation or progress["hours"] >= config.hours:
+            if progress["hours"] >= next_validation or progress["hours"] >= total_hours:
                 next_validation = progress["hours"] + config.validate_every
                 scores = validate(average.module, front_end, held_out, device)
-                progress["stale"] = 0 if scores.total > progress["best"] + 1e-4 else progress["stale"] + 1
-                progress["best"] = max(progress["best"], scores.total)
+                score = scores.same_player_auc if progress["branch"] else scores.mix_ap
+                progress["stale"] = 0 if score > progress["best"] + 1e-4 else progress["stale"] + 1
+                progress["best"] = max(progress["best"], score)
                 append_row(run / "curve.csv", dict(progress, **running, **scores._asdict()))
                 say(
                     f"{progress['hours']:7.2f} h  validation: mixture AP {100 * scores.mix_ap:.2f} F1 "
@@ -172,10 +177,22 @@ def moving_average(average: Tensor, now: Tensor, n: Tensor) -> Tensor:
     return torch.lerp(now, average, torch.clamp((1 + n) / (10 + n), max=AVERAGE_DECAY).to(now.dtype))
 
 
-def learning_rate(config: FitConfig, step: int, hours: float) -> float:
-    warm = min(1.0, (step + 1) / WARMUP_STEPS)
-    left = max(0.0, 1.0 - hours / config.hours) / DECAY_SHARE
-    return config.learning_rate * warm * min(1.0, left)
+def set_part(network: LiveNetwork, branch: bool) -> None:
+    """Let either the trunk or the branch learn; what rests keeps its weights and its statistics."""
+    network.train(not branch)
+    network.requires_grad_(not branch)
+    for module in network.branch_modules():
+        module.train(branch)
+        module.requires_grad_(branch)
+
+
+def learning_rate(config: FitConfig, hours: float) -> float:
+    """Constant after a short warm-up, falling to 0 over the last DECAY_SHARE; so for the trunk, and again for the branch."""
+    length = config.hours
+    if hours >= config.hours:
+        hours, length = hours - config.hours, config.branch_hours
+    left = max(0.0, 1.0 - hours / length) / DECAY_SHARE
+    return config.learning_rate * min(1.0, (hours + 1e-3) / WARMUP_HOURS, left)
 
 
 def validation_batches(cache: StemCache, seed: int) -> list[Batch]:
@@ -189,7 +206,6 @@ def validation_batches(cache: StemCache, seed: int) -> list[Batch]:
 
 @torch.no_grad()
 def validate(network: LiveNetwork, front_end: FrontEnd, held_out: list[Batch], device: torch.device) -> Scores:
-    was_training = network.training
     network.eval()
     mix, onset, pairs = [], [], []
     for batch in held_out:
@@ -198,7 +214,6 @@ def validate(network: LiveNetwork, front_end: FrontEnd, held_out: list[Batch], d
         mix.append((outputs["mix"][:, :, 1].sigmoid().flatten(), shifted(batch.mix, 1).flatten()))
         onset.append((outputs["onset"][:, :, 1].sigmoid().flatten(), shifted(batch.onset, 1).flatten()))
         pairs.append(pair_similarities(outputs["embedding"], batch.notes))
-    network.train(was_training)
     curves = [precision_recall(*(torch.cat(side) for side in zip(*rows, strict=True))) for rows in (mix, onset)]
     f1 = (2 * curves[0][0] * curves[0][1] / (curves[0][0] + curves[0][1] + 1e-9)).max()
     similarity, same = (torch.cat(side) for side in zip(*pairs, strict=True))

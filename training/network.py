@@ -29,7 +29,7 @@ class NetworkConfig:
     embedding_channels: int = 48
     embedding_dim: int = 32
     trunk: tuple[tuple[int, int], ...] = ((1, 1), (1, OCTAVE), (2, 1), (2, OCTAVE), (4, 1), (4, OCTAVE))
-    branch: tuple[tuple[int, int], ...] = ((1, 1), (2, OCTAVE), (4, 1))
+    branch: tuple[tuple[int, int], ...] = ((1, 1), (1, OCTAVE), (2, 1), (2, OCTAVE), (4, 1))
     slots: int = 8
     slot_window: int = 23  # frames that the slot head attends to, the paper's window
 
@@ -113,12 +113,13 @@ class LiveNetwork(nn.Module):
         self.mix = nn.Conv2d(channels, lookaheads, 1)
         self.onset = nn.Conv2d(channels, lookaheads, 1)
         self.polyphony = nn.Linear(2 * channels, POLYPHONY_CLASSES)
-        # The embedding reads the stem beside the trunk: detection is free to forget timbre.
+        # The branch reads the stem beside the trunk: detection is free to forget timbre. It is trained after the
+        # trunk and alone, so that neither starves the other.
         self.to_branch = nn.Conv2d(2 * channels, branch, 1, bias=False)
         self.branch_norm = nn.BatchNorm2d(branch)
         self.branch = nn.ModuleList(Block(branch, *dilation) for dilation in config.branch)
-        self.embedding = nn.Conv2d(branch, config.embedding_dim, 1)
-        self.register_buffer("centre", torch.zeros(config.embedding_dim))  # mean embedding of what sounds
+        self.register_buffer("centre", torch.zeros(branch))  # mean of the branch's features where something sounds
+        self.embedding = nn.Linear(branch, config.embedding_dim, bias=False)
         self.slot_head = SlotHead(branch, config.slots)
         nn.init.constant_(self.mix.bias, -3.0)  # about one pitch in twenty sounds
         nn.init.constant_(self.onset.bias, -5.0)
@@ -133,20 +134,26 @@ class LiveNetwork(nn.Module):
             for c in convs
         ]
 
-    @torch.no_grad()
-    def follow_centre(self, embedding: Tensor, sounding: Tensor) -> None:
-        """Move ``centre`` towards the mean embedding of the sounding cells of a batch, (B, T, P, D) and (B, T, P) bool.
+    def branch_modules(self) -> list[nn.Module]:
+        """What only the embedding and the slots depend on."""
+        return [self.to_branch, self.branch_norm, self.branch, self.embedding, self.slot_head]
 
-        All players share a large component, "a note"; left in, every cosine is near 1 and players hardly differ.
+    @torch.no_grad()
+    def follow_centre(self, features: Tensor, sounding: Tensor) -> None:
+        """Move ``centre`` towards the branch's mean, features (B, C', T, P), where sounding (B, T, P) bool.
+
+        All notes share a large component, "a note"; left in, every cosine is near 1 and players hardly differ.
         """
         if sounding.any():
-            self.centre += CENTRE_MOMENTUM * embedding[sounding].float().mean(0)
+            self.centre.lerp_(features.permute(0, 2, 3, 1)[sounding].float().mean(0), CENTRE_MOMENTUM)
 
-    def forward(self, frames: Tensor, states: list[Tensor] | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def forward(
+        self, frames: Tensor, states: list[Tensor] | None = None, branch: bool = True
+    ) -> tuple[dict[str, Tensor], list[Tensor]]:
         """frames (B, T, 216) levels -> outputs and the states after the last frame.
 
         mix, onset : (B, T, L, P) logits.  polyphony : (B, T, 8) logits for look-ahead 1.
-        embedding : (B, T, P, D), not normalised.  branch : (B, C', T, P), what the slot head reads.
+        With ``branch`` also embedding : (B, T, P, D), not normalised, and branch : (B, C', T, P), its features.
         """
         states = self.initial_states(len(frames), frames) if states is None else list(states)
         new_states = []
@@ -159,17 +166,20 @@ class LiveNetwork(nn.Module):
         new_states.append(state)
         y = F.relu(self.detect_norm(y))
         pooled = torch.cat([x.mean(3), x.amax(3)], 1).transpose(1, 2)  # (B, T, 2C)
-        z = F.relu(self.branch_norm(self.to_branch(torch.cat([stem, x], 1))))
-        for block in self.branch:
-            z, state = block(z, states[len(new_states)])
-            new_states.append(state)
         outputs = {
             "mix": self.mix(y).transpose(1, 2),
             "onset": self.onset(y).transpose(1, 2),
             "polyphony": self.polyphony(pooled),
-            "embedding": self.embedding(z).permute(0, 2, 3, 1) - self.centre,
-            "branch": z,
         }
+        if not branch:
+            return outputs, new_states
+        z = F.relu(self.branch_norm(self.to_branch(torch.cat([stem, x], 1))))
+        for block in self.branch:
+            z, state = block(z, states[len(new_states)])
+            new_states.append(state)
+        outputs["branch"] = z
+        with torch.autocast(frames.device.type, enabled=False):  # differences of timbre are finer than bfloat16
+            outputs["embedding"] = self.embedding(z.permute(0, 2, 3, 1).float() - self.centre)
         return outputs, new_states
 
 
