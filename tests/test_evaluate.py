@@ -8,11 +8,11 @@ import mido
 import numpy as np
 import pytest
 import soundfile
-from realtime_mpe.training import evaluate, metrics
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES, SAMPLERATE
 from realtime_mpe.errors import UserError
 from realtime_mpe.host import Settings
+from realtime_mpe.training import evaluate, metrics
 
 T = 200  # frames of most cases here, 6.4 s
 

@@ -79,7 +79,7 @@ def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
     np.testing.assert_allclose(model.pointer(features, new), expected[0].numpy(), atol=1e-5)
     np.testing.assert_allclose(
         model.pointer(features[:0], new),
-        pointer(torch.zeros(1, 3, 24), torch.from_numpy(new)[None], torch.zeros(1, 3, dtype=bool))[0, 3:].detach().numpy(),
+        pointer(torch.zeros(1, 3, 24), torch.from_numpy(new)[None], torch.zeros(1, 3).bool())[0, 3:].detach().numpy(),
         atol=1e-5,
     )
     assert list(tmp_path.iterdir()) == [path]

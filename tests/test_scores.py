@@ -3,10 +3,10 @@ import logging
 import mido
 import numpy as np
 import pytest
-from realtime_mpe.training import compose, scores
-from realtime_mpe.training.scores import Part, Score
 
 from realtime_mpe.errors import UserError
+from realtime_mpe.training import compose, scores
+from realtime_mpe.training.scores import Part, Score
 
 TICKS = 480
 

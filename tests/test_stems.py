@@ -4,12 +4,12 @@ import sys
 import numpy as np
 import pytest
 import soundfile
-from realtime_mpe.training import samples, scores, soundfont, stems
-from realtime_mpe.training.scores import Part, Score
-from realtime_mpe.training.synth import SynthInstrument
 
 from realtime_mpe.analysis import SAMPLERATE
 from realtime_mpe.errors import UserError
+from realtime_mpe.training import samples, scores, soundfont, stems
+from realtime_mpe.training.scores import Part, Score
+from realtime_mpe.training.synth import SynthInstrument
 
 RECORDED = {"reed": (range(48, 73, 2), (1.0, 0.1, 0.6, 0.1, 0.4)), "horn": (range(40, 65, 2), (1.0, 0.8, 0.5, 0.2))}
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from realtime_mpe.training import effects, synth
 from scipy import signal
 
 from realtime_mpe.analysis import SAMPLERATE
+from realtime_mpe.training import effects, synth
 
 SEEDS = (0, 1, 2, 3, 4, 5)
 ONSET = 0.25

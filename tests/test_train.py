@@ -8,7 +8,7 @@ from realtime_mpe.model import OnnxModel
 from realtime_mpe.training import calibrate, fit, pointer, train
 from realtime_mpe.training.network import NetworkConfig
 
-ARGUMENTS = ["--hours", "0.004", "--segments", "3", "--performances", "2", "--workers", "1", "--size", "test"]
+ARGUMENTS = "--hours 0.002 --branch-hours 0.002 --segments 3 --performances 2 --workers 1 --size test".split()
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def test_training_from_nothing_makes_a_model_that_plays(rt_mpe, small, tmp_path,
     # A second run with more hours goes on from the checkpoint and renders nothing again.
     before = {p: p.stat().st_mtime_ns for p in run.glob("stems/*/*.npz")}
     steps = json.loads((run / "progress.json").read_text())["step"]
-    again = rt_mpe("train", "-o", run, *[a if a != "0.004" else "0.008" for a in ARGUMENTS])
+    again = rt_mpe("train", "-o", run, *ARGUMENTS, "--branch-hours", "0.006")
     assert again.code == 0 and any("resuming" in line for line in again.out)
     assert json.loads((run / "progress.json").read_text())["step"] > steps
     assert {p: p.stat().st_mtime_ns for p in run.glob("stems/*/*.npz")} == before
@@ -67,7 +67,7 @@ def test_interrupted_training_says_how_to_go_on_and_keeps_its_checkpoint(rt_mpe,
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["--hours", "0"], "above 0"),
+        (["--branch-hours", "0"], "--branch-hours 0"),
         (["--scores", "nowhere"], "nowhere"),
         (["--samples", "nowhere"], "nowhere"),
         (["--soundfont", "nowhere.sf2"], "nowhere.sf2"),

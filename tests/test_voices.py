@@ -38,7 +38,8 @@ def play(notes, hops, scorer=by_timbre, max_voices=8):
 
 
 def test_two_players_keep_their_voices_while_their_lines_cross():
-    notes = [(4 * k, 4 * k + 3, 30 + 2 * k, 0) for k in range(10)] + [(4 * k + 1, 4 * k + 4, 49 - 2 * k, 1) for k in range(10)]
+    notes = [(4 * k, 4 * k + 3, 30 + 2 * k, 0) for k in range(10)]
+    notes += [(4 * k + 1, 4 * k + 4, 49 - 2 * k, 1) for k in range(10)]
     voices, memory = play(notes, 60)
     timbre = {(p, start): t for start, _, p, t in notes}
     ordered = sorted(notes)

@@ -61,7 +61,8 @@ def track(heard: Heard, thresholds: Thresholds, lookahead: int) -> np.ndarray:
                 begun[event.pitch] = event.frame
             else:
                 start = begun.pop(event.pitch)
-                notes.append(((start - 0.5) * FRAME_SECONDS, (event.frame - 0.5) * FRAME_SECONDS, event.pitch + FIRST_MIDI))
+                onset, offset = (start - 0.5) * FRAME_SECONDS, (event.frame - 0.5) * FRAME_SECONDS
+                notes.append((onset, offset, event.pitch + FIRST_MIDI))
     return np.array(notes, float).reshape(-1, 3)
 
 

@@ -97,7 +97,7 @@ def export(
     difference = largest_difference(network, OnnxModel(str(partial)))
     if difference > TOLERANCE:
         partial.unlink()
-        raise ValueError(f"the exported model differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not written")
+        raise ValueError(f"the export differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not written")
     partial.replace(path)
 
 

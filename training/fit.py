@@ -69,7 +69,8 @@ def fit(
 ) -> LiveNetwork:
     """Train, or go on training, the network of ``run``; returns it with its averaged weights, in evaluation mode.
 
-    Writes its checkpoint, ``curve.csv``, ``progress.json`` and ``fit.json`` into ``run``. Ctrl-C saves a checkpoint and is passed on.
+    Writes its checkpoint, ``curve.csv``, ``progress.json`` and ``fit.json`` into ``run``. Ctrl-C saves a checkpoint
+    and is passed on.
     """
     torch.manual_seed(config.seed)
     network = LiveNetwork(network_config).to(device, memory_format=torch.channels_last)
@@ -187,7 +188,7 @@ def set_part(network: LiveNetwork, branch: bool) -> None:
 
 
 def learning_rate(config: FitConfig, hours: float) -> float:
-    """Constant after a short warm-up, falling to 0 over the last DECAY_SHARE; so for the trunk, and again for the branch."""
+    """Constant after a short warm-up, falling to 0 over the last DECAY_SHARE; for the trunk, then for the branch."""
     length = config.hours
     if hours >= config.hours:
         hours, length = hours - config.hours, config.branch_hours
@@ -223,7 +224,7 @@ def validate(network: LiveNetwork, front_end: FrontEnd, held_out: list[Batch], d
 
 
 def pair_similarities(embedding: Tensor, notes: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine of every pair of notes of a mixture, one after three frames and one whole, and whether they share a player."""
+    """Cosine of each pair of notes of a mixture, one after 3 frames, one whole, and whether one player plays both."""
     early = note_embeddings(embedding, notes, torch.full((len(notes),), 3, device=notes.device))
     whole = note_embeddings(embedding, notes, torch.full((len(notes),), 32, device=notes.device))
     same_mixture = notes[:, None, 0] == notes[None, :, 0]

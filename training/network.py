@@ -1,4 +1,4 @@
-"""The live network: what sounds (mixture, onsets, polyphony), and an embedding of whose it is, for every pitch and frame.
+"""The live network: what sounds (mixture, onsets, polyphony) and an embedding of whose it is, for each pitch and frame.
 
 Every convolution is causal in time, so the network fed frame by frame with its states equals the one-shot run.
 Output at frame n, which has heard samples up to ``(n + 1) * HOP``, speaks of label frame ``n + 1 - lookahead`` for

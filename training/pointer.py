@@ -114,7 +114,7 @@ def perform(
 
 @dataclass
 class Decisions:
-    """Padded decisions. features (N, V, F), new (N, NEW_FEATURES), present (N, V), target (N, V + 1) bool: right answers."""
+    """Padded. features (N, V, F), new (N, NEW_FEATURES), present (N, V) bool, target (N, V + 1) bool: right answers."""
 
     features: Tensor
     new: Tensor
@@ -152,7 +152,7 @@ class StudiedMemory(VoiceMemory):
         return voice
 
     def _home(self, player: int) -> int:
-        """The voice that holds most of this player's notes, among those that are mostly this player's; else a new one."""
+        """The voice with most of this player's notes, among those that are mostly this player's; else a new one."""
         homes = [
             (count[player], -voice)
             for voice, count in enumerate(self.played)

@@ -49,22 +49,25 @@ SHARES = {"samples": 0.45, "soundfont": 0.3, "synth": 0.25}  # of the stems: rea
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("-o", "--out", type=Path, default=Path("runs/small"), help="folder of the run (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, action="append", default=[], help="folder of MIDI scores, in place of the composer")
-    parser.add_argument("--soundfont", type=Path, action="append", default=[], help="SF2 file, may be repeated")
-    parser.add_argument("--samples", type=Path, action="append", default=[], help="folder of single notes with index.csv")
-    parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--hours", type=float, default=2.0, help="of re-mixed audio to hear (default: %(default)s)")
-    parser.add_argument("--segments", type=int, default=60, help="excerpts to render for training (default: %(default)s)")
-    parser.add_argument("--performances", type=int, default=200, help="mixtures for the voice memory (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes that render (default: %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--seed", type=int, default=0)
+    add = parser.add_argument
+    add("-o", "--out", type=Path, default=Path("runs/small"), help="folder of the run (default: %(default)s)")
+    add("--scores", type=Path, action="append", default=[], help="folder of MIDI scores (default: a composer)")
+    add("--soundfont", type=Path, action="append", default=[], help="SF2 file, may be repeated")
+    add("--samples", type=Path, action="append", default=[], help="folder of single notes with index.csv")
+    add("--size", choices=SIZES, default="small", help="of the network (default: %(default)s)")
+    add("--hours", type=float, default=1.5, help="of mixtures from which to learn notes (default: %(default)s)")
+    add("--branch-hours", type=float, default=1.5, help="from which to learn players (default: %(default)s)")
+    add("--segments", type=int, default=60, help="excerpts to render for training (default: %(default)s)")
+    add("--performances", type=int, default=100, help="mixtures for the voice memory (default: %(default)s)")
+    add("--workers", type=int, default=os.cpu_count(), help="processes that render (default: %(default)s)")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for torch (default: %(default)s)")
+    add("--seed", type=int, default=0)
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.hours <= 0 or args.segments < 1 or args.performances < 1 or args.workers < 1:
-        raise UserError("--hours, --segments, --performances and --workers must be above 0")
+    for option in ("hours", "branch_hours", "segments", "performances", "workers"):
+        if not getattr(args, option) > 0:
+            raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)} is impossible; give more than 0")
     out, started = args.out, time.monotonic()
     try:
         device = torch.device(args.device)
@@ -73,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     out.mkdir(parents=True, exist_ok=True)
     try:
         caches = render_all(args)
-        config = FitConfig(hours=args.hours, seed=args.seed)
+        config = FitConfig(hours=args.hours, branch_hours=args.branch_hours, seed=args.seed)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
         pointer, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
     except KeyboardInterrupt:
@@ -94,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
     )
     path = out / "model.onnx"
     export_run(out, path)
-    print(f"wrote {path} after {(time.monotonic() - started) / 60:.0f} minutes; try: rt-mpe listen --source demo --model {path}")
+    minutes = (time.monotonic() - started) / 60
+    print(f"wrote {path} after {minutes:.0f} minutes; try: rt-mpe listen --source demo --model {path}")
     return 0
 
 
@@ -103,7 +107,8 @@ def command(args: argparse.Namespace) -> str:
     words = ["rt-mpe train"]
     for option in ("scores", "soundfont", "samples"):
         words += [f"--{option} {path.name}" for path in getattr(args, option)]
-    words += [f"--{option} {getattr(args, option)}" for option in ("size", "hours", "segments", "performances", "seed")]
+    for option in ("size", "hours", "branch_hours", "segments", "performances", "seed"):
+        words.append(f"--{option.replace('_', '-')} {getattr(args, option)}")
     return " ".join(words)
 
 
@@ -113,7 +118,8 @@ def fit_voices(
     """What follows the network and depends on it: thresholds on held-out mixtures, then the voice memory's pointer."""
     network.to(device)
     front_end = FrontEnd().to(device)
-    thresholds = calibrate(hear(network, front_end, mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2), device))
+    held_out = mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2)
+    thresholds = calibrate(hear(network, front_end, held_out, device))
     heard = [
         hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
         for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
@@ -128,7 +134,8 @@ def export_run(run: Path, path: Path) -> None:
         weights = torch.load(run / CHECKPOINT_FILE, map_location="cpu", weights_only=True)["average"]
         pointer_weights = torch.load(run / POINTER_FILE, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise UserError(f"{run} holds no finished training ({error.filename} is missing); run rt-mpe train -o {run}") from error
+        missing = Path(error.filename).name
+        raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
     network = LiveNetwork(SIZES[settings["size"]])
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     pointer = PointerNetwork()
