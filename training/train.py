@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         "sounds": sorted({i.name.split(":")[0] for side in instruments(args.samples, args.soundfont) for i in side}),
         "scores": "procedural composer" if not args.scores else [folder.name for folder in args.scores],
         "segments": len(caches["train"]),
-        "hours_heard": round(json.loads((out / "progress.json").read_text())["hours"], 2),
+        "hours_heard": round(json.loads((out / "progress.json").read_text())["hours"], 4),
         "torch": torch.__version__,
         "seed": args.seed,
     }
