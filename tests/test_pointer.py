@@ -59,7 +59,7 @@ def first_voice(features, new):
 
 
 def test_following_the_truth_puts_every_player_into_one_voice():
-    memories = [study(performance(seed, 4), first_voice, 8, follow_truth=True) for seed in range(3)]
+    memories = [study(performance(seed, 4), first_voice, 8, follow_truth=1.0) for seed in range(3)]
     assert home_share(memories) == 1.0
     assert all(memory.count == 4 for memory in memories)
     # The first decision of each player is a new voice, and every later one is that player's own.
@@ -74,8 +74,8 @@ def test_random_voices_are_not_at_home():
 
 
 def test_the_pointer_learns_players_from_timbre(monkeypatch):
-    monkeypatch.setattr(pointer_module, "ROUNDS", 2)
-    monkeypatch.setattr(pointer_module, "EPOCHS", 6)
+    monkeypatch.setattr(pointer_module, "FOLLOW_TRUTH", (1.0, 0.5))
+    monkeypatch.setattr(pointer_module, "EPOCHS", 12)
     monkeypatch.setattr(pointer_module, "BATCH", 64)
     train = [performance(seed, 2 + seed % 3, ghosts=4) for seed in range(20)]
     held_out = [performance(100 + seed, 2 + seed % 3, ghosts=4) for seed in range(6)]

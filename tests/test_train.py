@@ -23,7 +23,7 @@ def small(monkeypatch):
     monkeypatch.setattr(fit, "VALIDATION_MIXTURES", 2)
     monkeypatch.setattr(fit, "VALIDATION_FRAMES", 256)
     monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.02, 0.5), "off": (0.01,), "onset": (0.5,), "repeat": (0.5,)})
-    monkeypatch.setattr(pointer, "ROUNDS", 2)
+    monkeypatch.setattr(pointer, "FOLLOW_TRUTH", (1.0, 0.5))
     monkeypatch.setattr(pointer, "EPOCHS", 2)
 
 

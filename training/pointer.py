@@ -23,10 +23,10 @@ from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewN
 from .mixing import Mixture, label_frames
 
 HIDDEN_VOICE, HIDDEN_NEW = 128, 96
-ROUNDS = 5
-EPOCHS = 12  # a round
+FOLLOW_TRUTH = (1.0, 0.9, 0.7)  # share of right decisions forced in each round: mistakes come in by and by
+EPOCHS = 4  # a round
 BATCH = 512
-LEARNING_RATE = 2e-3
+LEARNING_RATE = 1e-3
 
 
 class PointerNetwork(nn.Module):
@@ -125,9 +125,10 @@ class Decisions:
 class StudiedMemory(VoiceMemory):
     """A voice memory that knows the true players, notes every decision, and can be made to follow the truth."""
 
-    def __init__(self, scorer, max_voices: int, follow_truth: bool):
+    def __init__(self, scorer, max_voices: int, follow_truth: float):
         super().__init__(scorer, max_voices)
-        self.follow_truth = follow_truth
+        self.follow_truth = follow_truth  # share of the decisions, 0..1
+        self._rng = np.random.default_rng(0)
         self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this hop, by pitch
         self.played: list[Counter] = []  # true players of each voice's notes
         self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
@@ -139,7 +140,7 @@ class StudiedMemory(VoiceMemory):
             features, new = self.features(note, frame)
             right = sorted({self._home(player) for player in players})
             self.decisions.append((features, new, right))
-            if self.follow_truth:
+            if self._rng.random() < self.follow_truth:
                 voice = right[0]
         before = self.count
         voice = super()._give(note, voice, frame)
@@ -161,7 +162,7 @@ class StudiedMemory(VoiceMemory):
         return -max(homes)[1] if homes else self.count
 
 
-def study(performance: Performance, scorer, max_voices: int, follow_truth: bool = False) -> StudiedMemory:
+def study(performance: Performance, scorer, max_voices: int, follow_truth: float = 0.0) -> StudiedMemory:
     """Run the voice memory over one performance."""
     memory = StudiedMemory(scorer, max_voices, follow_truth)
     embeddings = performance.embeddings()
@@ -227,10 +228,10 @@ def fit_pointer(
     network = PointerNetwork()
     best, best_state = -1.0, network.state_dict()
     gathered = []
-    for round_number in range(ROUNDS):
+    for round_number in range(len(FOLLOW_TRUTH)):
         scorer = network.scorer()
         for performance in train:
-            gathered += study(performance, scorer, max_voices, follow_truth=round_number == 0).decisions
+            gathered += study(performance, scorer, max_voices, follow_truth=FOLLOW_TRUTH[round_number]).decisions
         if not gathered:
             raise UserError("the network detects no notes yet, so no voices can be learnt; train it for more --hours")
         learn(network, padded(gathered, max_voices))
@@ -238,7 +239,7 @@ def fit_pointer(
         memories = [study(performance, scorer, max_voices) for performance in validation]
         share = home_share(memories)
         say(
-            f"pointer round {round_number + 1} of {ROUNDS}: {len(gathered)} decisions, "
+            f"pointer round {round_number + 1} of {len(FOLLOW_TRUTH)}: {len(gathered)} decisions, "
             f"{100 * share:.1f} % of the validation notes at home, voices less players {count_error(memories):+.2f}"
         )
         if share > best:
