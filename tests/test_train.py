@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from realtime_mpe.model import OnnxModel
-from realtime_mpe.training import calibrate, fit, pointer, train
+from realtime_mpe.training import calibrate, fit, pointer, stems, train
 from realtime_mpe.training.network import NetworkConfig
+from realtime_mpe.training.synth import SynthInstrument
 
 ARGUMENTS = "--hours 0.002 --branch-hours 0.002 --segments 3 --performances 2 --workers 1 --size test".split()
 
@@ -43,6 +45,9 @@ def test_training_from_nothing_makes_a_model_that_plays(rt_mpe, small, tmp_path,
     assert json.loads((run / "progress.json").read_text())["step"] > steps
     assert {p: p.stat().st_mtime_ns for p in run.glob("stems/*/*.npz")} == before
 
+    other_size = rt_mpe("train", "-o", run, *ARGUMENTS[:-1], "small")
+    assert other_size.code == 2 and "another size" in other_size.err[-1]
+
     assert rt_mpe("export", run, "-o", tmp_path / "b.onnx").code == 0
     assert OnnxModel(str(tmp_path / "b.onnx")).info.training == OnnxModel(str(run / "model.onnx")).info.training
 
@@ -51,6 +56,21 @@ def test_a_network_that_hears_nothing_yet_is_told_to_hear_more(rt_mpe, small, tm
     monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.999,)})
     ended = rt_mpe("train", "-o", tmp_path / "run", *ARGUMENTS)
     assert ended.code == 2 and "--hours" in ended.err[-1]
+
+
+def test_a_trunk_that_gets_no_better_makes_room_for_the_branch(rt_mpe, small, tmp_path, monkeypatch):
+    scores = fit.Scores(0.1, 0.1, 0.1, 0.5)
+    monkeypatch.setattr(fit, "validate", lambda *_: scores)
+    caches = {"train": None, "validation": None}
+    for name in caches:
+        folder = tmp_path / name
+        stems.render(folder, None, [SynthInstrument(k) for k in range(4)], 2, seconds=9.0)
+        caches[name] = stems.StemCache(folder)
+    config = fit.FitConfig(hours=100.0, branch_hours=100.0, validate_every=1e-6, patience=1, n_frames=64)
+    fit.fit(tmp_path, *caches.values(), config, train.SIZES["test"], torch.device("cpu"), say=lambda line: None)
+    rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
+    assert [row["branch_from"] is not None for row in rows] == [False, False, True, True]
+    assert "embedding" in rows[-1] and "embedding" not in rows[0]
 
 
 def test_interrupted_training_says_how_to_go_on_and_keeps_its_checkpoint(rt_mpe, small, tmp_path, monkeypatch):

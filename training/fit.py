@@ -1,10 +1,9 @@
 """Training of the live network: one loop, read from top to bottom. It resumes from its last checkpoint.
 
 First the trunk learns to detect, for ``hours``; then it is frozen and the branch learns whose note it is, for
-``branch_hours``. In both the learning rate is constant and falls linearly at the end.
+``branch_hours``. Either part ends earlier when validation has not become better for a while.
 """
 
-import csv
 import json
 import time
 from collections.abc import Callable
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor
 
 from realtime_mpe.analysis import FRAME_SECONDS, HOP
+from realtime_mpe.errors import UserError
 
 from .frontend import FrontEnd
 from .losses import embedding_loss, mixture_loss, note_embeddings, onset_loss, polyphony_loss, slot_loss
@@ -28,7 +28,7 @@ DECAY_SHARE = 0.25  # of the hours, spent on bringing the learning rate down
 WARMUP_HOURS = 0.25
 AVERAGE_DECAY = 0.998  # of the weights' moving average, which is what is validated and exported
 CHECKPOINT_SECONDS = 120.0
-CHECKPOINT_FILE = "checkpoint.pt"
+CHECKPOINT_FILE, CURVE_FILE = "checkpoint.pt", "curve.jsonl"
 VALIDATION_MIXTURES = 24
 VALIDATION_FRAMES = 512
 
@@ -69,7 +69,7 @@ def fit(
 ) -> LiveNetwork:
     """Train, or go on training, the network of ``run``; returns it with its averaged weights, in evaluation mode.
 
-    Writes its checkpoint, ``curve.csv``, ``progress.json`` and ``fit.json`` into ``run``. Ctrl-C saves a checkpoint
+    Writes its checkpoint, ``curve.jsonl``, ``progress.json`` and ``fit.json`` into ``run``. Ctrl-C saves a checkpoint
     and is passed on.
     """
     torch.manual_seed(config.seed)
@@ -79,17 +79,19 @@ def fit(
     front_end = FrontEnd().to(device)
     generator = torch.Generator().manual_seed(config.seed)
     checkpoint = run / CHECKPOINT_FILE
-    progress = dict(step=0, hours=0.0, best=-1.0, stale=0, branch=False)
+    progress = dict(step=0, hours=0.0, branch_from=None, best=-1.0, stale=0)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
-        network.load_state_dict(saved["network"])
+        try:
+            network.load_state_dict(saved["network"])
+        except RuntimeError as error:
+            raise UserError(f"{run} holds a network of another size; give its --size, or another --out") from error
         average.load_state_dict(saved["average"])
         optimizer.load_state_dict(saved["optimizer"])
         progress = saved["progress"]
         say(f"resuming after {progress['hours']:.2f} hours heard")
     rng = np.random.default_rng([config.seed, progress["step"]])
     (run / "fit.json").write_text(json.dumps(dict(fit=asdict(config), network=network_config.to_dict()), indent=1))
-    total_hours = config.hours + config.branch_hours
     heard_per_step = config.batch_size * config.n_frames * FRAME_SECONDS / 3600
     held_out = validation_batches(validation, config.seed)
     stream = batches(train, config.batch_size, config.n_frames, rng)
@@ -110,19 +112,25 @@ def fit(
     next_validation = progress["hours"] + config.validate_every
     running = {}
     try:
-        while progress["hours"] < total_hours and progress["stale"] < config.patience:
-            if not progress["branch"] and progress["hours"] >= config.hours:
-                progress.update(branch=True, best=-1.0, stale=0)
+        while True:
+            branch = progress["branch_from"] is not None
+            heard = progress["hours"] - (progress["branch_from"] or 0.0)  # by this part
+            length = config.branch_hours if branch else config.hours
+            if heard >= length or progress["stale"] >= config.patience:
+                if branch:
+                    break
+                progress.update(branch_from=progress["hours"], best=-1.0, stale=0)
                 running.clear()
-            set_part(network, progress["branch"])
+                continue
+            set_part(network, branch)
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config, progress["hours"])
+                group["lr"] = learning_rate(config.learning_rate, heard, length)
             batch = next(stream).to(device)
             with torch.autocast(device.type, torch.bfloat16):
                 with torch.no_grad(), torch.autocast(device.type, enabled=False):
                     frames = front_end(batch.audio)
-                outputs, _ = network(frames, branch=progress["branch"])
-                if progress["branch"]:
+                outputs, _ = network(frames, branch=branch)
+                if branch:
                     network.follow_centre(outputs["branch"].detach(), shifted(batch.mix, 1) > 0)
                     losses = {
                         "embedding": embedding_loss(outputs, batch, generator),
@@ -149,20 +157,22 @@ def fit(
             if now - last_line > 10:
                 last_line = now
                 parts = "  ".join(f"{name} {value:.4f}" for name, value in running.items())
-                say(f"{progress['hours']:7.2f} h heard of {total_hours:g}  step {progress['step']}  {parts}")
+                part = "branch" if branch else "trunk"
+                say(f"{part}: {heard:7.2f} h heard of {length:g}  step {progress['step']}  {parts}")
             if now - last_save > CHECKPOINT_SECONDS:
                 last_save = now
                 train.refresh()
                 save()
-            if progress["hours"] >= next_validation or progress["hours"] >= total_hours:
+            if progress["hours"] >= next_validation or heard + heard_per_step >= length:
                 next_validation = progress["hours"] + config.validate_every
                 scores = validate(average.module, front_end, held_out, device)
-                score = scores.same_player_auc if progress["branch"] else scores.mix_ap
+                score = scores.same_player_auc if branch else scores.mix_ap
                 progress["stale"] = 0 if score > progress["best"] + 1e-4 else progress["stale"] + 1
                 progress["best"] = max(progress["best"], score)
-                append_row(run / "curve.csv", dict(progress, **running, **scores._asdict()))
+                with (run / CURVE_FILE).open("a") as curve:
+                    curve.write(json.dumps({**progress, **running, **scores._asdict()}) + "\n")
                 say(
-                    f"{progress['hours']:7.2f} h  validation: mixture AP {100 * scores.mix_ap:.2f} F1 "
+                    f"{progress['hours']:7.2f} h in all  validation: mixture AP {100 * scores.mix_ap:.2f} F1 "
                     f"{100 * scores.mix_f1:.2f}  onset AP {100 * scores.onset_ap:.2f}  "
                     f"same player AUC {100 * scores.same_player_auc:.2f}"
                 )
@@ -187,13 +197,10 @@ def set_part(network: LiveNetwork, branch: bool) -> None:
         module.requires_grad_(branch)
 
 
-def learning_rate(config: FitConfig, hours: float) -> float:
-    """Constant after a short warm-up, falling to 0 over the last DECAY_SHARE; for the trunk, then for the branch."""
-    length = config.hours
-    if hours >= config.hours:
-        hours, length = hours - config.hours, config.branch_hours
-    left = max(0.0, 1.0 - hours / length) / DECAY_SHARE
-    return config.learning_rate * min(1.0, (hours + 1e-3) / WARMUP_HOURS, left)
+def learning_rate(peak: float, heard: float, length: float) -> float:
+    """Constant after a short warm-up, falling to 0 over the last DECAY_SHARE of a part's ``length`` hours."""
+    left = max(0.0, 1.0 - heard / length) / DECAY_SHARE
+    return peak * min(1.0, (heard + 1e-3) / WARMUP_HOURS, left)
 
 
 def validation_batches(cache: StemCache, seed: int) -> list[Batch]:
@@ -251,12 +258,3 @@ def auc(score: Tensor, positive: Tensor) -> float:
     if not n_positive or not n_negative:
         return float("nan")
     return float((ranks[positive].sum() - n_positive * (n_positive + 1) / 2) / (n_positive * n_negative))
-
-
-def append_row(path: Path, row: dict) -> None:
-    is_new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if is_new:
-            writer.writeheader()
-        writer.writerow(row)

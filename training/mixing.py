@@ -15,6 +15,7 @@ from torch import Tensor
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, SAMPLERATE
 
 from .effects import background
+from .metrics import note_frames
 from .network import POLYPHONY_CLASSES
 from .stems import Segment, StemCache
 
@@ -118,16 +119,6 @@ def set_level(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.clip(audio, -1.0, 1.0).astype(np.float32)
 
 
-def label_frames(onset: float, offset: float, n_frames: int) -> tuple[int, int]:
-    """First and end label frame of a note: those whose centre lies in [onset, offset), at least one."""
-    first = int(np.ceil(onset / FRAME_SECONDS - 1e-9))
-    end = int(np.ceil(offset / FRAME_SECONDS - 1e-9))
-    if end <= first:
-        first = int(round(onset / FRAME_SECONDS))
-        end = first + 1
-    return max(first, 0), min(end, n_frames)
-
-
 def label(mixture: Mixture, n_frames: int) -> dict[str, np.ndarray]:
     """Targets of one mixture for label frames 0..n_frames; see Batch."""
     count = np.zeros((n_frames + 1, N_PITCHES), np.int16)
@@ -138,7 +129,8 @@ def label(mixture: Mixture, n_frames: int) -> dict[str, np.ndarray]:
         pitch = int(midi) - FIRST_MIDI
         if not 0 <= pitch < N_PITCHES:
             continue
-        first, end = label_frames(on, off, n_frames + 1)
+        first, end = note_frames(on, off)
+        first, end = max(first, 0), min(end, n_frames + 1)
         if end <= first:
             continue
         count[first:end, pitch] += 1

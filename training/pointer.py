@@ -20,7 +20,8 @@ from realtime_mpe.errors import UserError
 from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
 from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, VoiceMemory
 
-from .mixing import Mixture, label_frames
+from .metrics import note_frames
+from .mixing import Mixture
 
 HIDDEN_VOICE, HIDDEN_NEW = 128, 96
 FOLLOW_TRUTH = (1.0, 0.9, 0.7)  # share of right decisions forced in each round: mistakes come in by and by
@@ -101,7 +102,7 @@ def perform(
     players: list[dict[int, frozenset[int]]] = [{} for _ in events]
     truth: dict[int, list[tuple[int, int, int]]] = {}
     for stem, on, off, midi in mixture.notes:
-        truth.setdefault(int(midi) - FIRST_MIDI, []).append((int(stem), *label_frames(on, off, len(mix) + 1)))
+        truth.setdefault(int(midi) - FIRST_MIDI, []).append((int(stem), *note_frames(on, off)))
     for hop, pitch, start, end in detected:
         players[hop][pitch] = frozenset(
             stem
