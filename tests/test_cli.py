@@ -59,7 +59,7 @@ def test_only_the_chosen_command_is_imported():
 def test_transcribing_needs_neither_training_packages_nor_sound_hardware(tiny_model, tune_wav, tmp_path):
     code = """
         import json, sys
-        for name in ("torch", "onnx", "scipy", "sounddevice", "mido", "rtmidi"):
+        for name in ("torch", "onnx", "scipy", "sounddevice", "rtmidi"):
             sys.modules[name] = None  # importing it fails from here on
         from realtime_mpe.cli import main
         codes = [main(["transcribe", sys.argv[1], "-o", sys.argv[2], "--model", sys.argv[3]])]

@@ -173,6 +173,7 @@ def only_in(folder, real):
 @pytest.fixture
 def checkpoint_always(monkeypatch):
     monkeypatch.setattr(midi_file, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(midi_file, "SAVING_SHARE", float("inf"))
 
 
 def test_what_was_played_is_on_disk_before_the_end(tmp_path, checkpoint_always):
@@ -195,6 +196,24 @@ def test_checkpoints_keep_their_distance(tmp_path, monkeypatch):
     now[0] = 10.1
     sink.status(status(10.1))
     assert (tmp_path / "take.mid").exists()
+
+
+def test_a_take_that_takes_long_to_save_is_saved_less_often(tmp_path, monkeypatch):
+    now, saves = [20.0], []
+
+    def slow_save(*_):
+        saves.append(now[0])
+        now[0] += 0.5
+
+    sink = MidiFileSink(tmp_path / "take.mid")
+    monkeypatch.setattr(midi_file.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(sink, "_next_save", 20.0)
+    monkeypatch.setattr(sink, "_save", slow_save)
+    for _ in range(1200):
+        play(sink, note(60, now[0], now[0] + 0.05))
+        sink.status(status(now[0]))
+        now[0] += 0.1
+    assert len(saves) == 3 and min(b - a for a, b in zip(saves, saves[1:], strict=False)) >= 50
 
 
 def test_full_disk_keeps_the_last_good_save_warns_once_and_recovers(tmp_path, monkeypatch, caplog, checkpoint_always):
