@@ -5,8 +5,6 @@ sample and its bandwidth is widened by ``gamma`` Hz, so that the lowest lasts 15
 nowhere ahead. Training builds its tensors from the arrays made here: there is one front end, not two.
 """
 
-from fractions import Fraction
-
 import numpy as np
 
 from .analysis import AnalysisConfig
@@ -71,10 +69,6 @@ class StreamingCqt:
         self.config = config
         self._kernels = kernels(config)
         self.reset()
-
-    @property
-    def frame_rate(self) -> Fraction:
-        return Fraction(self.config.samplerate, self.config.hop)
 
     def reset(self) -> None:
         """Forget all samples: the next frame sees silence before its own."""

@@ -48,7 +48,6 @@ class NoteEvent(NamedTuple):
     on: bool
     pitch: int
     frame: int
-    confidence: float
 
 
 class NoteTracker:
@@ -90,16 +89,16 @@ class NoteTracker:
         begun = ~self.sounding & (
             (mix[lookahead] >= limits.on) | ((onset[lookahead] >= limits.onset) & (mix[lookahead] >= limits.off))
         )
-        events = [NoteEvent(False, int(p), later_frame, float(mix[later, p])) for p in np.flatnonzero(ended | repeated)]
+        events = [NoteEvent(False, int(p), later_frame) for p in np.flatnonzero(ended | repeated)]
         for p in np.flatnonzero(repeated):
-            events.append(NoteEvent(True, int(p), later_frame, float(mix[later, p])))
+            events.append(NoteEvent(True, int(p), later_frame))
             self._onset[p] = later_frame
         for p in np.flatnonzero(begun):
             back = int(np.argmax(onset[lookahead:, p]))
             if onset[lookahead + back, p] < limits.onset / 2:
                 back = 0
             start = max(frame - back, 0)
-            events.append(NoteEvent(True, int(p), start, float(mix[lookahead, p])))
+            events.append(NoteEvent(True, int(p), start))
             self._onset[p] = start
         self.sounding = (self.sounding & ~ended) | begun
         return events
@@ -107,6 +106,6 @@ class NoteTracker:
     def flush(self) -> list[NoteEvent]:
         """End of input: whatever sounds ends at the last label frame."""
         frame = self._hop + 1 - self.latency
-        events = [NoteEvent(False, int(p), frame, 0.0) for p in np.flatnonzero(self.sounding)]
+        events = [NoteEvent(False, int(p), frame) for p in np.flatnonzero(self.sounding)]
         self.sounding[:] = False
         return events

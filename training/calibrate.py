@@ -10,7 +10,7 @@ from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PI
 from realtime_mpe.notes import NoteTracker, Thresholds
 
 from .frontend import FrontEnd
-from .metrics import note_f1, notes_to_roll
+from .metrics import frame_f1, note_f1, notes_to_roll
 from .mixing import Mixture
 from .network import LiveNetwork
 
@@ -68,19 +68,17 @@ def track(heard: Heard, thresholds: Thresholds, lookahead: int) -> np.ndarray:
 
 def score(heard: Sequence[Heard], thresholds: Thresholds, lookahead: int) -> float:
     """Mean of frame F1 and note F1 (50 ms), all mixtures pooled, 0..1: what sounds, and when it began, count alike."""
-    frames = np.zeros(3)
-    references, estimates = [], []
+    references, estimates, reference_rolls, estimate_rolls = [], [], [], []
     for item in heard:
         n_frames = len(item.mix)
         reference = item.mixture.notes[:, 1:4]
         reference = reference[(reference[:, 0] >= 0) & (reference[:, 0] < n_frames * FRAME_SECONDS)]
         estimate = track(item, thresholds, lookahead)
-        want = notes_to_roll(item.mixture.notes[:, 1:4], n_frames).astype(bool)
-        got = notes_to_roll(estimate, n_frames).astype(bool)
-        frames += (want & got).sum(), got.sum(), want.sum()
+        reference_rolls.append(notes_to_roll(item.mixture.notes[:, 1:4], n_frames))
+        estimate_rolls.append(notes_to_roll(estimate, n_frames))
         references.append(reference)
         estimates.append(estimate)
-    return frames[0] / max(frames[1] + frames[2], 1) + note_f1(references, estimates) / 2
+    return (frame_f1(reference_rolls, estimate_rolls) + note_f1(references, estimates)) / 2
 
 
 def calibrate(heard: Sequence[Heard], say: Callable[[str], None] = print) -> tuple[Thresholds, ...]:
