@@ -70,10 +70,6 @@ class VoiceMemory:
         self._unit: np.ndarray | None = None  # the same, each of length 1
         self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> row and column
 
-    def voice_of(self, pitch: int) -> int:
-        """Voice of the note that sounds at this pitch row; KeyError if none does."""
-        return self._sounding[pitch][0]
-
     def note_off(self, pitch: int, frame: int) -> int:
         """End the note at this pitch row; returns its voice."""
         voice, column = self._sounding.pop(pitch)

@@ -97,7 +97,7 @@ def test_no_voice_is_taken_from_a_note_that_still_sounds():
 
     notes = [(0, 50, 10, 0), (1, 50, 20, 1), (2, 50, 30, 2), (3, 50, 40, 3)]
     voices, memory = play(notes, 30, always_new, max_voices=3)
-    sounding = {p: memory.voice_of(p) for _, _, p, _ in notes}
+    sounding = {p: memory.note_off(p, 30) for _, _, p, _ in notes}
     assert sounding == dict(voices)
     assert len({sounding[p] for p in (10, 20, 30)}) == 3
 

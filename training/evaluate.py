@@ -27,6 +27,7 @@ from realtime_mpe.model import DEFAULT_MODEL
 from realtime_mpe.transcribe import transcribe_file
 
 from .metrics import FileScore, figures, score_file
+from .scores import in_time
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 TRUTH_SUFFIXES = (".mid", ".midi")
@@ -193,7 +194,7 @@ def read_stems(path: Path) -> list[np.ndarray]:
     players: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
     sounding: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
     seconds = 0.0
-    for tick, seconds, track, message in _in_time(midi):
+    for tick, seconds, track, message in in_time(midi):
         if message.type not in ("note_on", "note_off") or message.channel == DRUM_CHANNEL:
             continue
         begun = sounding.setdefault((track, message.channel, message.note), [])
@@ -209,24 +210,6 @@ def read_stems(path: Path) -> list[np.ndarray]:
     if not stems:
         raise UserError(f"{path} has no notes outside the drum channel; give a MIDI file of what is played")
     return stems
-
-
-def _in_time(midi: mido.MidiFile) -> Iterator[tuple[int, float, int, mido.Message]]:
-    """(tick, second, track number, message) of all tracks as one: a tempo change in any track holds for every other."""
-    events = []
-    for number, track in enumerate(midi.tracks):
-        tick = 0
-        for message in track:
-            tick += message.time
-            events.append((tick, number, message))
-    events.sort(key=lambda event: event[0])
-    seconds, last_tick, seconds_per_tick = 0.0, 0, 0.5 / midi.ticks_per_beat
-    for tick, number, message in events:
-        seconds += (tick - last_tick) * seconds_per_tick
-        last_tick = tick
-        if message.type == "set_tempo":
-            seconds_per_tick = message.tempo * 1e-6 / midi.ticks_per_beat
-        yield tick, seconds, number, message
 
 
 # The work

@@ -2,7 +2,7 @@
 
 The runtime's own `NoteTracker` and `VoiceMemory` are run over re-mixed performances. At every decision the true
 player is known, so the right voice is the one that holds most of that player's notes, or a new one. The first round
-follows the truth; every later round follows the pointer itself, so that it learns from memories with its own
+follows the truth; in later rounds the pointer decides a share itself, so that it learns from memories with its own
 mistakes in them (dataset aggregation, Ross et al. 2011).
 """
 

@@ -87,21 +87,10 @@ def read_score(path: str | Path) -> Score:
         raise ValueError("time code division is not supported")
     if midi.type == 2:
         raise ValueError("type 2 files hold several songs")
-    events = []
-    for number, track in enumerate(midi.tracks):
-        tick = 0
-        for message in track:
-            tick += message.time
-            events.append((tick, number, message))
-    # Program and tempo changes may live in another track than the notes they are for, so all tracks are read as one;
-    # at the same tick note-offs go first, so that a repeated key is not closed the moment it opens.
-    events.sort(key=lambda e: (e[0], 2 if _is_note_on(e[2]) else 1 if e[2].type == "program_change" else 0))
-
     names = {number: track.name for number, track in enumerate(midi.tracks)}
     program = [0] * 16
     sounding: dict[tuple[int, int, int], list[tuple[float, int, int]]] = defaultdict(list)
     rows: dict[tuple[int, int, int], list[tuple[float, float, float, float]]] = defaultdict(list)
-    seconds, last_tick, seconds_per_tick = 0.0, 0, 0.5 / midi.ticks_per_beat
 
     def close(key: tuple[int, int, int], now: float) -> None:
         onset, velocity, with_program = sounding[key].pop(0)
@@ -109,12 +98,9 @@ def read_score(path: str | Path) -> Score:
         if now - onset >= MIN_NOTE_SECONDS:
             rows[key[0], key[1], with_program].append((onset, now, key[2], velocity))
 
-    for tick, number, message in events:
-        seconds += (tick - last_tick) * seconds_per_tick
-        last_tick = tick
-        if message.type == "set_tempo":
-            seconds_per_tick = message.tempo * 1e-6 / midi.ticks_per_beat
-        elif message.type == "program_change":
+    seconds = 0.0
+    for _, seconds, number, message in in_time(midi):
+        if message.type == "program_change":
             program[message.channel] = message.program
         elif message.type in ("note_on", "note_off"):
             key = (number, message.channel, message.note)
@@ -134,6 +120,28 @@ def read_score(path: str | Path) -> Score:
         part = Part(name, with_program, cut_repeats(as_notes(notes)))
         (drums if channel == DRUM_CHANNEL else parts).append(part)
     return Score(Path(path).stem, drop_doubled(parts), drums)
+
+
+def in_time(midi: mido.MidiFile) -> Iterator[tuple[int, float, int, mido.Message]]:
+    """(tick, second, track number, message) of all tracks as one.
+
+    Program and tempo changes may live in another track than the notes they are for. At the same tick note-offs go
+    first, so that a repeated key is not closed the moment it opens.
+    """
+    events = []
+    for number, track in enumerate(midi.tracks):
+        tick = 0
+        for message in track:
+            tick += message.time
+            events.append((tick, number, message))
+    events.sort(key=lambda e: (e[0], 2 if _is_note_on(e[2]) else 1 if e[2].type == "program_change" else 0))
+    seconds, last_tick, seconds_per_tick = 0.0, 0, 0.5 / midi.ticks_per_beat
+    for tick, number, message in events:
+        seconds += (tick - last_tick) * seconds_per_tick
+        last_tick = tick
+        if message.type == "set_tempo":
+            seconds_per_tick = message.tempo * 1e-6 / midi.ticks_per_beat
+        yield tick, seconds, number, message
 
 
 def _is_note_on(message: mido.Message) -> bool:

@@ -1,6 +1,8 @@
-"""``rt-mpe train``: from scores and sounds to a model file, in stages that each resume where they stopped.
+"""``rt-mpe train``: from scores and sounds to a model file.
 
     stems -> network -> thresholds -> voice memory -> ONNX file
+
+Stems and network resume where they stopped; what follows takes minutes and is done anew.
 
 Without arguments nothing but this package is needed: a procedural composer writes the scores and the numpy
 synthesizer plays them. With ``--scores``, ``--soundfont`` and ``--samples`` it is the recipe of the shipped model.
