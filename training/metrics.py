@@ -331,11 +331,11 @@ def score_file(stems: Sequence[np.ndarray], mix: np.ndarray, notes: np.ndarray) 
         raise ValueError("there is no stem to score against")
     n_frames = mix.shape[1]
     notes = _columns(notes, 5)
-    if len(_on_grid(notes, np.inf)) < len(notes):
+    if len(on_grid(notes, np.inf)) < len(notes):
         raise ValueError(f"a note lies outside MIDI {FIRST_MIDI}..{FIRST_MIDI + N_PITCHES - 1}")
     stem_rolls = [notes_to_roll(stem, n_frames) for stem in stems]
     truth = np.any(stem_rolls, axis=0)
-    stems = [_on_grid(_columns(stem, 3)[:, :3], n_frames) for stem in stems]
+    stems = [on_grid(_columns(stem, 3)[:, :3], n_frames) for stem in stems]
     ref = np.concatenate(stems)
     player = np.repeat(np.arange(len(stems)), [len(stem) for stem in stems])
     matches = matched_notes(ref, notes)
@@ -420,7 +420,7 @@ def _columns(notes: np.ndarray, least: int) -> np.ndarray:
     return notes
 
 
-def _on_grid(notes: np.ndarray, n_frames: float) -> np.ndarray:
+def on_grid(notes: np.ndarray, n_frames: float) -> np.ndarray:
     """The notes a transcription of so many frames could have found."""
     pitch = np.round(notes[:, 2]) - FIRST_MIDI
     return notes[(pitch >= 0) & (pitch < N_PITCHES) & (notes[:, 0] < n_frames * FRAME_SECONDS)]
