@@ -45,6 +45,8 @@ Units: AP, F1, P, R and polyphony are 0..1 in functions and properties, and 0..1
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import reduce
+from operator import add
 from typing import Self
 
 import numpy as np
@@ -55,7 +57,7 @@ from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES
 from .metrics import Counts, notes_to_roll, on_grid, share
 
 GRID = np.round(np.arange(0.005, 1.0, 0.005), 3).astype(np.float32)  # thresholds that are tried
-LOGIT_STEPS = 256  # bins a unit of logit
+LOGIT_STEPS = 512  # bins a unit of logit
 LOGIT_RANGE = -30, 17  # float32 has nothing between logit 16.6 and 1, and what is below 1e-13 is as good as 0
 CLIP = 1e-6
 MIN_NOTE_FRAMES = 2  # a run of one frame is a flicker more often than a note
@@ -68,6 +70,11 @@ class Pooled:
 
     def __add__(self, other: Self) -> Self:
         return type(self)(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+
+def pool(scores: Sequence[Pooled]) -> Pooled:
+    """Of at least one file."""
+    return reduce(add, scores)
 
 
 # Cells by their score
@@ -88,7 +95,7 @@ GRID_BINS = score_bins(GRID)
 
 @dataclass(frozen=True)
 class Curve(Pooled):
-    """All that precision and recall need of any number of cells, in 200 kB.
+    """All that precision and recall need of any number of cells, in 400 kB.
 
     hits, cells : (N_SCORE_BINS,) how many cells of each bin are true, and are there; cells of score 0 are in none.
     true : true cells, of any score.
@@ -211,10 +218,9 @@ def _rates(name: str, counts: Counts) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class Sources:
-    """The truth of a file at one level. names : (S) of them.  notes : (S) arrays (n, 3).  rolls : (S, N_PITCHES, T)
-    bool.  members : of each source, which stems it was made of."""
+    """The truth of a file at one level. notes : S arrays (n, 3).  rolls : (S, N_PITCHES, T) bool.  members : of each
+    source, which stems it was made of."""
 
-    names: tuple[str, ...]
     notes: tuple[np.ndarray, ...]
     rolls: np.ndarray
     members: tuple[tuple[int, ...], ...]
@@ -228,11 +234,10 @@ def sources(stems: Sequence[np.ndarray], families: Sequence[Hashable], level: st
             groups.setdefault(k if level == "stem" else family, []).append(k)
     notes = tuple(on_grid(np.concatenate([stems[k][:, :3] for k in group]), n_frames) for group in groups.values())
     rolls = np.array([notes_to_roll(n, n_frames) for n in notes], bool).reshape(-1, N_PITCHES, n_frames)
-    names = tuple(str(families[k] if level == "stem" else name) for name, (k, *_) in groups.items())
-    return Sources(names, notes, rolls, tuple(map(tuple, groups.values())))
+    return Sources(notes, rolls, tuple(map(tuple, groups.values())))
 
 
-def match_slots(slots: np.ndarray, rolls: np.ndarray) -> dict[int, int]:
+def pair_slots(slots: np.ndarray, rolls: np.ndarray) -> dict[int, int]:
     """Slots (K, N_PITCHES, T) and true rolls (S, N_PITCHES, T) -> source: slot, of all that found a partner."""
     true_cells = [np.flatnonzero(roll) for roll in rolls]
     cost = np.zeros((len(rolls), len(slots)))
@@ -243,6 +248,23 @@ def match_slots(slots: np.ndarray, rolls: np.ndarray) -> dict[int, int]:
         for s, cells in enumerate(true_cells):
             cost[s, k] = (silence + (on[cells] - off[cells]).sum(dtype=float)) / p.size
     return {int(s): int(k) for s, k in zip(*linear_sum_assignment(cost), strict=True)}
+
+
+def match_slots(slots: np.ndarray, rolls: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """See `pair_slots` -> the slot of each source, 0 where it found none (S, N_PITCHES, T); the slots left over."""
+    return divide(slots, pair_slots(slots, rolls), len(rolls))
+
+
+def divide(slots: np.ndarray, pairs: Mapping[int, int], n_sources: int) -> tuple[np.ndarray, np.ndarray]:
+    """See `match_slots`."""
+    matched = np.zeros((n_sources, *slots.shape[1:]), np.float32)
+    matched[list(pairs)] = slots[list(pairs.values())]
+    return matched, slots[[k for k in range(len(slots)) if k not in pairs.values()]]
+
+
+def best_threshold(maps: Sequence[np.ndarray], truths: Sequence[np.ndarray]) -> float:
+    """For all files together; probabilities and bool arrays of one shape a file."""
+    return pool([Curve.of(scores, truth) for scores, truth in zip(maps, truths, strict=True)]).best_threshold()
 
 
 def stability(slots: np.ndarray, truth: Sources) -> tuple[np.ndarray, np.ndarray]:
@@ -316,22 +338,20 @@ def mean_direction(embeddings: np.ndarray) -> np.ndarray | None:
 
 def score_slots(slots: np.ndarray, truth: Sources, timbre: Timbre | None = None) -> SlotScore:
     """slots : (K, N_PITCHES, T)."""
-    matches = match_slots(slots, truth.rolls)
-    chosen = np.zeros(truth.rolls.shape, np.float32)
+    pairs = pair_slots(slots, truth.rolls)
+    matched, left = divide(slots, pairs, len(truth.rolls))
     right, cosines = np.zeros(len(GRID), int), []
-    for source, slot in matches.items():
-        chosen[source] = slots[slot]
+    for source, slot in pairs.items():
         right += right_polyphony(slots[slot], truth.rolls[source].sum(0))
         cosine = None if timbre is None else timbre.cosine(truth, source, slot)
         if cosine is not None:
             cosines.append(cosine)
-    left = [k for k in range(len(slots)) if k not in matches.values()]
     home, switch = stability(slots, truth)
     return SlotScore(
-        matched=Curve.of(chosen, truth.rolls),
-        surplus=Curve.of(slots[left], np.zeros(slots[left].shape, bool)),
+        matched=Curve.of(matched, truth.rolls),
+        surplus=Curve.of(left, np.zeros(left.shape, bool)),
         right=right,
-        frames=len(matches) * slots.shape[2],
+        frames=len(pairs) * slots.shape[2],
         home=home,
         switch=switch,
         cosine=sum(cosines),
