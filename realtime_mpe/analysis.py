@@ -26,7 +26,7 @@ class AnalysisConfig:
     n_pitches: int = N_PITCHES
     bins_per_pitch: int = BINS_PER_PITCH
     gamma: float = 6.0  # Hz added to each bandwidth: kernels of 152 ms at MIDI 23 and 24 ms at MIDI 94
-    alignment: str = "right"  # kernels end at the newest sample, so the front end adds no look-ahead of its own
+    alignment: str = "right"  # kernels end at the newest sample, so the front end adds no look-ahead; or "centre"
 
     def differences(self, other: "AnalysisConfig") -> list[str]:
         """Names and values of the fields in which two configurations differ, as text for an error message."""
@@ -38,3 +38,7 @@ class AnalysisConfig:
 
     def to_dict(self) -> dict:
         return asdict(self)
+
+
+PAPER = AnalysisConfig(gamma=0.0, alignment="centre")
+"""The slot-attention paper's constant-Q transform: kernels of 1666 ms at MIDI 23, half of which is look-ahead."""

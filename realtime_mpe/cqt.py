@@ -1,9 +1,12 @@
-"""The live front end: a right-aligned variable-Q transform (VQT) as one matrix product a hop.
+"""The front ends: constant- and variable-Q transforms as matrix products, a hop at a time.
 
-A constant-Q kernel at MIDI 23 lasts 1.7 s and, centred, looks 0.8 s ahead. Here every kernel *ends* at the newest
-sample and its bandwidth is widened by ``gamma`` Hz, so that the lowest lasts 152 ms and the front end itself looks
-nowhere ahead. Training builds its tensors from the arrays made here: there is one front end, not two.
+A constant-Q kernel at MIDI 23 lasts 1.7 s and, centred, looks 0.8 s ahead: the slot-attention paper's front end, whose
+latency is that. In the live one every kernel *ends* at the newest sample and its bandwidth is widened by ``gamma`` Hz,
+so that the lowest lasts 152 ms and the front end itself looks nowhere ahead. Training builds its tensors from the
+arrays made here: there is one front end, not two.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 
@@ -26,24 +29,45 @@ def bin_frequencies(config: AnalysisConfig) -> np.ndarray:
     return 440.0 * 2.0 ** ((midi - 69.0) / 12.0)
 
 
-def kernels(config: AnalysisConfig) -> np.ndarray:
-    """Right-aligned Hann kernels, shape (n_samples, 2 * n_bins) float32: real parts, then imaginary parts.
+class Bank(NamedTuple):
+    """Kernels of neighbouring bins. kernels : (behind + ahead, 2 * n) float32: real parts, then imaginary parts.
 
-    Row -1 is the newest sample. Each kernel's window sums to 1, so that a sine of amplitude a reads a / 2.
+    They cover the samples from ``behind`` before a frame's centre to ``ahead`` after it; of right-aligned ones all are
+    behind.
     """
-    if config.alignment != "right":
-        raise ValueError(f"alignment {config.alignment!r} cannot stream; the live front end knows 'right'")
+
+    kernels: np.ndarray
+    behind: int
+    ahead: int
+
+
+def kernels(config: AnalysisConfig) -> tuple[Bank, ...]:
+    """Hann kernels of all bins, lowest first. Each window sums to 1, so that a sine of amplitude a reads a / 2.
+
+    Right-aligned ones are one bank, for they are short. Centred ones are a bank an octave: most of a common one would
+    be zeros, and at this size reading it is what costs.
+    """
+    if config.alignment not in ("right", "centre"):
+        raise ValueError(f"alignment {config.alignment!r} is unknown; the front end knows 'right' and 'centre'")
     frequencies = bin_frequencies(config)
     q = 1.0 / (2.0 ** (1.0 / (12 * config.bins_per_pitch)) - 1.0)
     lengths = np.ceil(q * config.samplerate / (frequencies + config.gamma * q)).astype(int)
-    out = np.zeros((lengths.max(), 2 * len(frequencies)), np.float32)
-    for k, (frequency, length) in enumerate(zip(frequencies, lengths, strict=True)):
-        window = np.hanning(length + 2)[1:-1]
-        phase = 2.0 * np.pi * frequency / config.samplerate * np.arange(length)
-        kernel = window / window.sum() * np.exp(-1j * phase)
-        out[-length:, k] = kernel.real
-        out[-length:, len(frequencies) + k] = kernel.imag
-    return out
+    centred = config.alignment == "centre"
+    banks = []
+    size = 12 * config.bins_per_pitch if centred else len(frequencies)
+    for first in range(0, len(frequencies), size):
+        own = lengths[first : first + size]
+        behind, ahead = (own.max() // 2 + 1,) * 2 if centred else (own.max(), 0)
+        bank = np.zeros((behind + ahead, 2 * len(own)), np.float32)
+        for k, (frequency, length) in enumerate(zip(frequencies[first:], own, strict=False)):
+            window = np.hanning(length + 2)[1:-1]
+            phase = 2.0 * np.pi * frequency / config.samplerate * np.arange(length)
+            kernel = window / window.sum() * np.exp(-1j * phase)
+            start = behind - length // 2 if centred else behind - length
+            bank[start : start + length, k] = kernel.real
+            bank[start : start + length, len(own) + k] = kernel.imag
+        banks.append(Bank(bank, int(behind), int(ahead)))
+    return tuple(banks)
 
 
 def level(spectrum: np.ndarray) -> np.ndarray:
@@ -60,19 +84,20 @@ def level(spectrum: np.ndarray) -> np.ndarray:
 class StreamingCqt:
     """Samples at ``config.samplerate`` in, frames out; frame n is complete with sample ``(n + 1) * hop - 1``.
 
-    ``latency`` is 0 samples: the newest sample of a frame is the newest sample of its hop.
+    ``latency`` : samples, whole hops, by which a frame's centre lies before that. 0 for right-aligned kernels, whose
+    newest sample is that of the hop.
     """
-
-    latency = 0
 
     def __init__(self, config: AnalysisConfig):
         self.config = config
-        self._kernels = kernels(config)
+        self._banks = kernels(config)
+        self.latency = -(-max(bank.ahead for bank in self._banks) // config.hop) * config.hop
         self.reset()
 
     def reset(self) -> None:
         """Forget all samples: the next frame sees silence before its own."""
-        self._history = np.zeros(len(self._kernels) - self.config.hop, np.float32)
+        reach = max(bank.behind for bank in self._banks)
+        self._history = np.zeros(max(reach + self.latency - self.config.hop, 0), np.float32)
         self._pending = np.zeros(0, np.float32)
 
     def process(self, samples: np.ndarray) -> np.ndarray:
@@ -81,16 +106,17 @@ class StreamingCqt:
         pending = np.concatenate([self._pending, np.asarray(samples, np.float32)])
         n_frames = len(pending) // hop
         signal = np.concatenate([self._history, pending])
-        frames = np.empty((n_frames, self._kernels.shape[1] // 2), np.float32)
+        frames = np.empty((n_frames, self.config.n_pitches * self.config.bins_per_pitch), np.float32)
         for n in range(n_frames):  # one product of one shape a hop: chopping the input cannot change the rounding
-            frames[n] = level(signal[n * hop : n * hop + len(self._kernels)] @ self._kernels)
+            centre = len(self._history) + (n + 1) * hop - self.latency
+            products = [signal[centre - bank.behind : centre + bank.ahead] @ bank.kernels for bank in self._banks]
+            frames[n] = np.concatenate([level(product) for product in products])
         used = n_frames * hop
         self._history = signal[used : used + len(self._history)]
         self._pending = pending[used:]
         return frames
 
     def flush(self) -> np.ndarray:
-        """The last, partly filled hop, completed with silence: (0 or 1, n_bins)."""
-        if not len(self._pending):
-            return np.empty((0, self._kernels.shape[1] // 2), np.float32)
-        return self.process(np.zeros(self.config.hop - len(self._pending), np.float32))
+        """The last, partly filled hop completed with silence, and what the latency still holds: (m, n_bins)."""
+        missing = -len(self._pending) % self.config.hop
+        return self.process(np.zeros(missing + self.latency, np.float32))

@@ -1,4 +1,4 @@
-"""The runtime's front end as a torch module: same kernels, whole sequences at once."""
+"""The runtime's front ends as a torch module: same kernels, whole sequences at once."""
 
 import torch
 import torch.nn.functional as F
@@ -9,16 +9,33 @@ from realtime_mpe.cqt import FLOOR_DB, MAX_LEVEL, RANGE_DB, kernels
 
 
 class FrontEnd(nn.Module):
+    """margin : samples, whole hops, that centred kernels reach to either side of their frame; 0 for right-aligned."""
+
     def __init__(self, config: AnalysisConfig | None = None):
         super().__init__()
         self.config = config or AnalysisConfig()
-        self.register_buffer("kernels", torch.from_numpy(kernels(self.config)), persistent=False)
+        self.banks = kernels(self.config)
+        self.margin = -(-max(bank.ahead for bank in self.banks) // self.config.hop) * self.config.hop
+        for k, bank in enumerate(self.banks):
+            self.register_buffer(f"bank{k}", torch.from_numpy(bank.kernels), persistent=False)
 
-    def forward(self, audio: Tensor) -> Tensor:
-        """(B, n) samples -> (B, n // hop, 216) levels, equal to StreamingCqt on each row."""
-        length, hop = len(self.kernels), self.config.hop
-        windows = F.pad(audio, (length - hop, 0)).unfold(-1, length, hop)
-        spectrum = windows @ self.kernels
-        real, imaginary = spectrum.chunk(2, -1)
-        decibels = 20.0 * torch.log10(torch.hypot(real, imaginary) + 1e-5)
-        return ((decibels - FLOOR_DB) / RANGE_DB).clamp(0.0, MAX_LEVEL)
+    def forward(self, audio: Tensor, context: int = 0) -> Tensor:
+        """Levels of all frames, (B, n) samples -> (B, T, 216), equal to those of StreamingCqt on each row.
+
+        Right-aligned: T = n // hop, row i is complete with sample (i + 1) * hop. Centred: row i is centred on sample
+        context + i * hop, T = (n - 2 * context) // hop + 1; with ``context`` of at least ``margin`` the kernels see
+        nothing but the audio, with less they see silence around it.
+        """
+        hop, n = self.config.hop, audio.shape[-1]
+        centred = self.margin > 0
+        first = context if centred else hop
+        rows = (n - 2 * context) // hop + 1 if centred else n // hop
+        levels = []
+        for k, bank in enumerate(self.banks):
+            begin, end = first - bank.behind, first + (rows - 1) * hop + bank.ahead
+            piece = F.pad(audio, (max(-begin, 0), max(end - n, 0)))[..., max(begin, 0) : end + max(-begin, 0)]
+            spectrum = piece.unfold(-1, bank.behind + bank.ahead, hop) @ getattr(self, f"bank{k}")
+            real, imaginary = spectrum.chunk(2, -1)
+            decibels = 20.0 * torch.log10(torch.hypot(real, imaginary) + 1e-5)
+            levels.append(((decibels - FLOOR_DB) / RANGE_DB).clamp(0.0, MAX_LEVEL))
+        return torch.cat(levels, -1)
