@@ -176,10 +176,8 @@ class TimbreEncoder(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.features = nn.Sequential(
-            conv(1, CHANNELS, (5, 5)),
-            nn.MaxPool2d(2),
-            conv(CHANNELS, 2 * CHANNELS, (5, 5)),
-            nn.MaxPool2d(2),
+            conv(1, CHANNELS, (5, 5), stride=(BINS_PER_PITCH, 2)),
+            conv(CHANNELS, 2 * CHANNELS, (5, 5), stride=(2, 2)),
             conv(2 * CHANNELS, 2 * CHANNELS, (5, 5)),
         )
         self.embed = nn.Sequential(
