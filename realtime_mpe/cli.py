@@ -10,7 +10,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
+from importlib import import_module, resources
 from typing import NamedTuple
 
 from .errors import UserError, tell
@@ -168,7 +168,9 @@ def _devices(args: argparse.Namespace) -> int:
 
 
 def _info_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", default="default", help="name or file (default: %(default)s)")
+    parser.add_argument(
+        "model", nargs="?", default="default", help="name or file, or a recipe of training (default: %(default)s)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
@@ -176,6 +178,9 @@ def _info(args: argparse.Namespace) -> int:
     from .analysis import FRAME_SECONDS
     from .model import load_model
 
+    recipe = resources.files("realtime_mpe.training").joinpath("recipes", f"{args.model}.toml")
+    if args.model.endswith(".toml") or recipe.is_file():
+        return import_module(f"{TRAINING}recipe").print_recipe(args.model, args.json)
     info = load_model(args.model).info
     facts = {
         "name": info.name,
@@ -221,7 +226,9 @@ COMMANDS = {
     "devices": Command("show sound inputs and MIDI ports", "", _devices_arguments, _devices),
     "listen": Command("hear a sound device or a file and play its notes live", "realtime_mpe.listen"),
     "transcribe": Command("turn audio files into MIDI files", "realtime_mpe.transcribe"),
-    "train": Command("train a model of your own", f"{TRAINING}train"),
+    "data": Command("check, render and pack data sets", f"{TRAINING}data.command"),
+    "train": Command("train a model of your own, or a recipe of the slot-attention paper", f"{TRAINING}train"),
+    "experiment": Command("the slot-attention paper's table, and how fast its networks train", f"{TRAINING}experiment"),
     "evaluate": Command("score a model on recordings whose notes are known", f"{TRAINING}evaluate"),
     "export": Command("make a model file of a training run", f"{TRAINING}export"),
     "info": Command("show what a model is and how it was made", "", _info_arguments, _info),

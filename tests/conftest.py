@@ -93,3 +93,18 @@ def rt_mpe(capfd):
         return Ended(code, out.splitlines(), err.splitlines())
 
     return run
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory):
+    """Path of a folder with the shards of two little sets, train and validation, by two and more players of synths."""
+    pytest.importorskip("torch")
+    from realtime_mpe.training.shards import cache_segments, write_shards
+    from realtime_mpe.training.stems import StemCache, render
+    from realtime_mpe.training.synth import SynthInstrument
+
+    folder = tmp_path_factory.mktemp("shards")
+    for seed, name in enumerate(("train", "validation")):
+        render(folder / "stems" / name, None, [SynthInstrument(k) for k in range(12)], 4, seconds=6.0, seed=seed)
+        write_shards(folder / name, cache_segments(StemCache(folder / "stems" / name)), per_shard=2)
+    return folder

@@ -1,6 +1,6 @@
 """Thresholds of the note tracker, chosen on validation mixtures for every look-ahead, then fixed in the model file."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -82,24 +82,34 @@ def score(heard: Sequence[Heard], thresholds: Thresholds, lookahead: int) -> flo
 
 
 def calibrate(heard: Sequence[Heard], say: Callable[[str], None] = print) -> tuple[Thresholds, ...]:
-    """Best thresholds for every look-ahead 0..MAX_LOOKAHEAD, by coordinate descent on `score`."""
-    chosen = []
-    best = Thresholds()
+    """Best thresholds for every look-ahead 0..MAX_LOOKAHEAD, each sought from those of the one before."""
+    chosen = [Thresholds()]
     for lookahead in range(MAX_LOOKAHEAD + 1):
-        best_score = score(heard, best, lookahead)
-        for _ in range(SWEEPS):
-            before = best
-            for name, grid in GRIDS.items():
-                for value in grid:
-                    candidate = replace(best, **{name: value})
-                    candidate = replace(candidate, off=min(candidate.off, candidate.on))
-                    if candidate == best:
-                        continue
-                    candidate_score = score(heard, candidate, lookahead)
-                    if candidate_score > best_score:
-                        best, best_score = candidate, candidate_score
-            if best == before:
-                break
-        say(f"look-ahead {lookahead}: {100 * best_score:.2f} at {best}")
-        chosen.append(best)
-    return tuple(chosen)
+        chosen.append(best_thresholds(heard, lookahead, chosen[-1], GRIDS, say))
+    return tuple(chosen[1:])
+
+
+def best_thresholds(
+    heard: Sequence[Heard],
+    lookahead: int,
+    best: Thresholds,
+    grids: Mapping[str, Sequence[float]],
+    say: Callable[[str], None] = print,
+) -> Thresholds:
+    """Those with the best `score` at one look-ahead, by coordinate descent over the grids from ``best`` on."""
+    best_score = score(heard, best, lookahead)
+    for _ in range(SWEEPS):
+        before = best
+        for name, grid in grids.items():
+            for value in grid:
+                candidate = replace(best, **{name: value})
+                candidate = replace(candidate, off=min(candidate.off, candidate.on))
+                if candidate == best:
+                    continue
+                candidate_score = score(heard, candidate, lookahead)
+                if candidate_score > best_score:
+                    best, best_score = candidate, candidate_score
+        if best == before:
+            break
+    say(f"look-ahead {lookahead}: {100 * best_score:.2f} at {best}")
+    return best

@@ -5,7 +5,7 @@ random place, one take a part is drawn, some parts are left out or replaced by s
 mixture is retuned, given noise and a level.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,10 +28,14 @@ RETUNE_CENTS = 30.0
 
 @dataclass(frozen=True)
 class Mixture:
-    """One training example: audio (n,) float32; notes (N, 4) = stem, onset s, offset s, MIDI."""
+    """One training example: audio (n,) float32; notes (N, 4) = stem, onset s, offset s, MIDI.
+
+    stems : where each of them was taken from, as (segment, row).
+    """
 
     audio: np.ndarray
     notes: np.ndarray
+    stems: tuple[tuple[Segment, int], ...] = ()
 
 
 @dataclass
@@ -56,22 +60,38 @@ class Batch:
 
 def remix(cache: StemCache, index: int, seconds: float, rng: np.random.Generator, augment: bool = True) -> Mixture:
     """A mixture from segment ``index``; with ``augment`` false only one take a part is drawn and summed."""
-    segment = cache.load(index)
+    return mix(cache.load(index), seconds, rng, lambda: stranger(cache, rng), augment)
+
+
+def mix(
+    segment: Segment,
+    seconds: float,
+    rng: np.random.Generator,
+    stranger: Callable[[], tuple[Segment, int]],
+    augment: bool = True,
+) -> Mixture:
+    """A mixture of ``seconds`` from anywhere in a segment; ``stranger`` draws a stem of another piece.
+
+    A segment without isolated stems is heard as it was recorded.
+    """
     n = int(round(seconds * SAMPLERATE))
     start = int(rng.integers(0, max(1, segment.audio.shape[1] - n)))
     parts = sorted(set(segment.part[segment.part >= 0].tolist()))
     chosen = [(segment, int(rng.choice(np.flatnonzero(segment.part == part)))) for part in parts]
     rng.shuffle(chosen)
-    if augment:
+    audio = np.zeros(n, np.float32)
+    if segment.mixture is not None:
+        piece = segment.mixture[start : start + n]
+        audio[: len(piece)] = piece.astype(np.float32) / 32767
+    elif augment:
         chosen = chosen[: draw_count(len(chosen), rng)]
         for k in range(len(chosen)):
             if rng.random() < STRANGER_PROBABILITY:
-                chosen[k] = stranger(cache, rng)
+                chosen[k] = stranger()
         while len(chosen) < MAX_STEMS and rng.random() < GUEST_PROBABILITY:
-            chosen.append(stranger(cache, rng))
+            chosen.append(stranger())
         if rng.random() < DISTRACTOR_PROBABILITY and (segment.part < 0).any():
             chosen.append((segment, int(rng.choice(np.flatnonzero(segment.part < 0)))))
-    audio = np.zeros(n, np.float32)
     notes = []
     for k, (source, stem) in enumerate(chosen):
         gain = 10 ** (rng.uniform(-9, 3) / 20) if augment else 1.0
@@ -85,7 +105,7 @@ def remix(cache: StemCache, index: int, seconds: float, rng: np.random.Generator
         audio, notes = retune(audio, notes, rng)
         audio = set_level(audio, rng)
     notes = notes[(notes[:, 2] > 0) & (notes[:, 1] < seconds)]
-    return Mixture(audio, notes)
+    return Mixture(audio, notes, tuple(chosen))
 
 
 def stranger(cache: StemCache, rng: np.random.Generator) -> tuple[Segment, int]:

@@ -7,8 +7,10 @@ several instruments (takes), so a mixture picks one take of each part it wants. 
     audio       (S, n) int16       16 kHz mono, about -23 dBFS RMS while sounding
     notes       (M, 5) float32     stem, onset s, offset s, MIDI 23..94, velocity 1..127; sorted by stem, then onset
     part        (S,) int16         the part a stem plays; -1: percussion, which has no notes
-    instrument  (S,) str           name of the instrument
+    instrument  (S,) str           name of the instrument: who is who when sources are told apart
     score       () str             name of the score
+    family      (S,) str           instrument family; only in segments of real recordings
+    mixture     (n,) int16         only where there are no isolated stems, which are then silence in `audio`
 
 What happens in segment i depends on (seed, i) and the instruments and scores given, and on nothing else, so an
 interrupted run goes on where it stopped and a repeated one makes the same files.
@@ -16,14 +18,15 @@ interrupted run goes on where it stopped and a repeated one makes the same files
 
 import contextlib
 import copy
+import itertools
 import multiprocessing
 import os
 import signal
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -37,6 +40,8 @@ from .scores import Part, Score, as_notes, cut, cut_repeats, humanise, is_polyph
 LEVEL_DB = -23.0  # dB re full scale, RMS while sounding
 PEAK = 0.98
 MAX_PARTS = 6
+CLUSTER_TIMEOUT = "10s"
+IN_FLIGHT = 3  # segments a worker of a cluster
 MAX_DRAWS = 30  # excerpts tried for one segment
 LAST_MIDI = FIRST_MIDI + N_PITCHES - 1
 SHIFT_PROBABILITY = 0.35  # a part moved by an octave: registers must not tell players apart
@@ -45,6 +50,7 @@ LINE_PROBABILITY = 0.35  # a chordal part reduced to one line, for the instrumen
 EFFECTS_PROBABILITY = 0.4
 ROOM_PROBABILITY = 0.7
 ENSEMBLE_WEIGHT = 3.0  # a score is drawn so many times as often for each part it has over two, up to four parts
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)  # what reading a damaged segment raises
 COMPOSED_SHARE = 0.15  # beside given scores: textures that scores are short of
 
 
@@ -102,6 +108,18 @@ class Segment:
     part: np.ndarray
     instrument: list[str]
     score: str
+    family: list[str] | None = None
+    mixture: np.ndarray | None = None
+
+    @classmethod
+    def decode(cls, file: str | Path | BinaryIO) -> "Segment":
+        """From a segment's .npz. Raises what numpy raises if it is damaged, see DAMAGE."""
+        with np.load(file) as data:
+            names = [str(n) for n in data["instrument"]]
+            family = [str(n) for n in data["family"]] if "family" in data else None
+            mixture = data["mixture"] if "mixture" in data else None
+            part = data["part"].astype(np.int64)
+            return cls(data["audio"], data["notes"], part, names, str(data["score"]), family, mixture)
 
     def stem(self, index: int, start: int = 0, n: int | None = None) -> np.ndarray:
         """``n`` samples of one stem from ``start`` on (fewer at its end), float32 in -1..1."""
@@ -132,10 +150,8 @@ class StemCache:
         """Raises IndexError beyond the cache, UserError if the file is damaged."""
         path = self.paths[index]
         try:
-            with np.load(path) as data:
-                names = [str(n) for n in data["instrument"]]
-                return Segment(data["audio"], data["notes"], data["part"].astype(np.int64), names, str(data["score"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            return Segment.decode(path)
+        except DAMAGE as error:
             raise UserError(f"{path} is damaged ({error}): delete it and render again") from error
 
 
@@ -167,6 +183,7 @@ def render(
     register_shift: bool = True,
     weights: Sequence[float] | None = None,
     drums: Drums | None = None,
+    cluster: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Fill `out_dir` with segments 0 .. n_segments - 1; those that are there are kept. Returns how many were made.
@@ -177,6 +194,8 @@ def render(
     drums : plays the percussion of scores that have some, as one more stem without notes.
     workers : processes; with more than one, the caller's main module must be importable (guard it with
     ``if __name__ == "__main__"``).
+    cluster : address of a Dask scheduler, whose workers then render instead; they need this package and the sound
+    files under the same paths, but not `out_dir`.
     progress : called with (segments there are, n_segments) after each one. Ctrl-C ends the workers, leaves only whole
     files and is passed on. Raises UserError if there is no instrument or no score with two parts.
     """
@@ -198,7 +217,9 @@ def render(
     missing = [i for i in range(n_segments) if not segment_path(folder, i).exists()]
     done = n_segments - len(missing)
     with contextlib.ExitStack() as stack:
-        if workers > 1 and len(missing) > 1:
+        if cluster is not None:
+            finished = _render_on_cluster(job, missing, stack.enter_context(connect(cluster)))
+        elif workers > 1 and len(missing) > 1:
             # Spawned and not forked: the caller may have torch's threads running, and a fork would copy their locks.
             context = multiprocessing.get_context("spawn")
             pool = context.Pool(min(workers, len(missing)), _start_worker, (job,))
@@ -232,8 +253,47 @@ def _render_in_worker(index: int) -> None:
     _save(_worker_job, index)
 
 
+@contextlib.contextmanager
+def connect(cluster: str) -> Iterator:
+    """A Dask client for as long as it is entered; UserError if Dask is not installed or nobody answers."""
+    try:
+        from dask.distributed import Client
+    except ModuleNotFoundError as error:
+        raise UserError('--cluster needs Dask: pip install "realtime-mpe[cluster]"') from error
+    try:
+        client = Client(cluster, timeout=CLUSTER_TIMEOUT)
+    except (OSError, ValueError, TimeoutError) as error:
+        raise UserError(f"no Dask scheduler answers at {cluster!r}; start one with dask scheduler") from error
+    with client:
+        yield client
+
+
+def _render_on_cluster(job: Job, missing: list[int], client) -> Iterator[None]:
+    """Segments come back as arrays and are saved here, so the workers need no common disk."""
+    from dask.distributed import as_completed
+
+    shared = client.scatter(job, broadcast=True)
+    waiting = iter(missing)
+    # A few a worker: finished segments of all of them at once would fill the workers' memory.
+    ahead = IN_FLIGHT * max(1, len(client.scheduler_info(n_workers=-1)["workers"]))
+    first = [client.submit(make_segment, shared, i, key=_key(job, i)) for i in itertools.islice(waiting, ahead)]
+    running = as_completed(first, with_results=True)
+    for future, arrays in running:
+        _write(job, int(future.key.rpartition("-")[2]), arrays)
+        for i in itertools.islice(waiting, 1):
+            running.add(client.submit(make_segment, shared, i, key=_key(job, i)))
+        yield
+
+
+def _key(job: Job, index: int) -> str:
+    return f"segment-{job.seed}-{id(job)}-{index}"
+
+
 def _save(job: Job, index: int) -> None:
-    arrays = make_segment(job, index)
+    _write(job, index, make_segment(job, index))
+
+
+def _write(job: Job, index: int, arrays: dict[str, np.ndarray]) -> None:
     temporary = job.out_dir / f".{index:05d}.{os.getpid()}.tmp"
     try:
         with temporary.open("wb") as file:

@@ -10,11 +10,9 @@ synthesizer plays them. With ``--scores``, ``--soundfont`` and ``--samples`` it 
 
 import argparse
 import json
-import os
 import sys
 import time
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +21,7 @@ import torch
 from realtime_mpe.errors import UserError
 from realtime_mpe.notes import Thresholds
 
+from . import rendering, train_recipe
 from .calibrate import calibrate, hear
 from .export import export
 from .fit import CHECKPOINT_FILE, FitConfig, fit
@@ -30,54 +29,57 @@ from .frontend import FrontEnd
 from .mixing import Mixture, remix
 from .network import LiveNetwork, NetworkConfig
 from .pointer import Performance, PointerNetwork, fit_pointer, perform
-from .samples import load_samples
-from .scores import load_scores
-from .soundfont import SoundFontDrums, soundfont_instruments
-from .stems import StemCache, render
-from .synth import SynthInstrument
+from .recipe import load_recipe
+from .stems import StemCache
 
 SIZES = {
     "small": NetworkConfig(channels=32, embedding_channels=32),
     "live": NetworkConfig(channels=64, embedding_channels=64),
 }
+LIVE = "live"  # what is trained unless a recipe is named
 DEFAULT_LOOKAHEAD = 2  # frames: a note's player is told much better from its third frame than from its second
-SEGMENT_SECONDS = 24.0
-HELD_OUT = 8  # every eighth instrument and piece is for validation alone
-SYNTH_INSTRUMENTS = 240
 CALIBRATION_MIXTURES = 24
-FEWEST_SEGMENTS, FEWEST_PERFORMANCES = 8, 10  # of a validation set that still says something
+FEWEST_PERFORMANCES = 10  # of a validation set that still says something
 RUN_FILE, POINTER_FILE = "run.json", "pointer.pt"
-SHARES = {"samples": 0.45, "soundfont": 0.3, "synth": 0.25}  # of the stems: real notes teach most, synths widen
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("-o", "--out", type=Path, default=Path("runs/small"), help="folder of the run (default: %(default)s)")
-    add("--scores", type=Path, action="append", default=[], help="folder of MIDI scores (default: a composer)")
-    add("--soundfont", type=Path, action="append", default=[], help="SF2 file, may be repeated")
-    add("--samples", type=Path, action="append", default=[], help="folder of single notes with index.csv")
+    add("recipe", nargs="?", default=LIVE, help=f"of the paper: exp1a .. exp3c, timbre, X.toml (default: {LIVE})")
+    add("-o", "--out", type=Path, help="folder of the run (default: runs/small, or runs/RECIPE)")
+    rendering.add_arguments(parser, segments=60)
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for torch (default: %(default)s)")
+    add = parser.add_argument_group("for the live model").add_argument
     add("--size", choices=SIZES, default="small", help="of the network (default: %(default)s)")
     add("--hours", type=float, default=1.5, help="of mixtures from which to learn notes (default: %(default)s)")
     add("--branch-hours", type=float, default=1.5, help="from which to learn players (default: %(default)s)")
-    add("--segments", type=int, default=60, help="excerpts to render for training (default: %(default)s)")
     add("--performances", type=int, default=100, help="mixtures for the voice memory (default: %(default)s)")
-    add("--workers", type=int, default=os.cpu_count(), help="processes that render (default: %(default)s)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for torch (default: %(default)s)")
-    add("--seed", type=int, default=0)
+    train_recipe.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.recipe != LIVE:
+        return train_recipe.run(args, load_recipe(args.recipe))
     for option in ("hours", "branch_hours", "segments", "performances", "workers"):
         if not getattr(args, option) > 0:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)} is impossible; give more than 0")
-    out, started = args.out, time.monotonic()
+    out, started = args.out or Path("runs/small"), time.monotonic()
     try:
         device = torch.device(args.device)
     except RuntimeError as error:
         raise UserError(f"there is no device {args.device!r}; use cpu, cuda or cuda:N") from error
     out.mkdir(parents=True, exist_ok=True)
+    sounds = rendering.Sounds.of(args)
     try:
-        caches = render_all(args)
+        caches = rendering.render_sets(
+            out / "stems",
+            sounds,
+            args.segments,
+            seed=args.seed,
+            workers=args.workers,
+            cluster=args.cluster,
+            say=lambda line: print(line, flush=True),
+        )
         config = FitConfig(hours=args.hours, branch_hours=args.branch_hours, seed=args.seed)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
         pointer, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
@@ -87,8 +89,7 @@ def run(args: argparse.Namespace) -> int:
     torch.save(pointer.state_dict(), out / POINTER_FILE)
     record = {
         "command": command(args),
-        "sounds": sorted({i.name.split(":")[0] for side in instruments(args.samples, args.soundfont) for i in side}),
-        "scores": "procedural composer" if not args.scores else [folder.name for folder in args.scores],
+        **sounds.record(),
         "segments": len(caches["train"]),
         "hours_heard": round(json.loads((out / "progress.json").read_text())["hours"], 4),
         "torch": torch.__version__,
@@ -146,61 +147,10 @@ def export_run(run: Path, path: Path) -> None:
     export(path, network, pointer, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
 
 
-def render_all(args: argparse.Namespace) -> dict[str, StemCache]:
-    """The three sets of stems: for the network, for the voice memory (heard by no network), and held out."""
-    train_instruments, held_instruments = instruments(args.samples, args.soundfont)
-    scores = [score for folder in args.scores for score in load_scores(folder)] or None
-    train_scores = held_scores = None
-    if scores:
-        train_scores = [s for s in scores if not is_held_out(s.name)]
-        held_scores = [s for s in scores if is_held_out(s.name)]
-    drums = SoundFontDrums(args.soundfont[0]) if args.soundfont else None
-    plan = {
-        "validation": (held_scores, held_instruments, max(args.segments // 16, FEWEST_SEGMENTS)),
-        "memory": (train_scores, train_instruments, max(args.segments // 8, FEWEST_SEGMENTS)),
-        "train": (train_scores, train_instruments, args.segments),
-    }
-    caches = {}
-    for number, (name, (some_scores, some_instruments, count)) in enumerate(plan.items()):
-        render(
-            args.out / "stems" / name,
-            some_scores,
-            list(some_instruments),
-            count,
-            weights=list(some_instruments.values()),
-            drums=drums,
-            progress=lambda done, total, name=name: print(f"stems for {name}: {done} of {total}", flush=True),
-            seconds=SEGMENT_SECONDS,
-            seed=args.seed + 1000 * number,
-            workers=args.workers,
-        )
-        caches[name] = StemCache(args.out / "stems" / name)
-    return caches
-
-
-def instruments(samples: Sequence[Path], soundfonts: Sequence[Path]) -> tuple[dict, dict]:
-    """(training, held out) instruments of every kind that was given, each with how often it is drawn."""
-    kinds = {
-        "samples": [i for folder in samples for i in load_samples(folder)],
-        "soundfont": [i for path in soundfonts for i in soundfont_instruments(path)],
-        "synth": [SynthInstrument(k) for k in range(SYNTH_INSTRUMENTS)],
-    }
-    sides: tuple[dict, dict] = {}, {}
-    for kind, members in kinds.items():
-        for k, instrument in enumerate(members):
-            sides[k % HELD_OUT == HELD_OUT - 3][instrument] = SHARES[kind] / len(members)
-    return sides
-
-
-def is_held_out(name: str) -> bool:
-    """By the name's checksum, so that a piece stays on its side when the folder grows."""
-    return zlib.crc32(name.encode()) % HELD_OUT == 0
-
-
 def mixtures(cache: StemCache, count: int, seed: int) -> Iterator[Mixture]:
     """Whole-segment re-mixes, the same for the same seed."""
     rng = np.random.default_rng(seed)
-    return (remix(cache, k % len(cache), SEGMENT_SECONDS, rng) for k in range(count))
+    return (remix(cache, k % len(cache), rendering.SEGMENT_SECONDS, rng) for k in range(count))
 
 
 def hear_performances(

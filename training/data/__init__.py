@@ -1,0 +1,1 @@
+"""Data sets of the field, read from their real layouts on disk."""
