@@ -23,7 +23,7 @@ from .model import OnnxModel
 from .notes import NoteTracker
 from .resample import Resampler
 from .sinks.base import NoteSink
-from .voices import HISTORY_HOPS, VoiceMemory
+from .voices import HISTORY_HOPS
 
 SILENCE_DB = -80.0  # RMS re full scale: below the self-noise of any input that is connected
 CLIPPED = 0.999  # of full scale
@@ -65,13 +65,14 @@ class Engine:
         self._cqt = StreamingCqt(info.analysis)
         thresholds = info.thresholds[lookahead].shifted(settings.sensitivity)
         self._tracker = NoteTracker(info.analysis.n_pitches, thresholds, lookahead)
-        self._voices = VoiceMemory(model.pointer, info.voices)
+        self._voices = model.voices()
         self._channels = ChannelMap()
         self._sinks = list(sinks)
         self.warn = warn
         self._embeddings = deque(maxlen=HISTORY_HOPS)
         self._sounding: dict[int, Note] = {}
-        self._hop = 0  # since the start or the last gap
+        self._delay = self._cqt.latency // HOP + model.latency  # frames that come out before label frame 0
+        self._hop = -self._delay  # of the label clock, since the start or the last gap
         self._received = 0  # samples at the source's rate, with those that were lost
         self._origin = 0  # 16 kHz sample at which hop 0 began
         self._hops_before = 0  # the voices' clock never starts again: whole hops before hop 0
@@ -82,12 +83,12 @@ class Engine:
     @property
     def latency(self) -> int:
         """Samples at 16 kHz between a label frame's centre and its decision."""
-        return self._resampler.latency + self.lookahead * HOP
+        return self._resampler.latency + (self._delay + self.lookahead) * HOP
 
     @property
     def seconds(self) -> float:
         """Seconds of input that the newest decisions rest on."""
-        return (self._origin + self._hop * HOP + self._resampler.latency) / SAMPLERATE
+        return (self._origin + (self._hop + self._delay) * HOP + self._resampler.latency) / SAMPLERATE
 
     @property
     def sounding(self) -> tuple[Note, ...]:
@@ -124,9 +125,13 @@ class Engine:
     def finish(self) -> None:
         """End of input: decide what the look-ahead still holds, and end every note."""
         self._frames(self._cqt.process(self._resampler.flush()))
+        self._drain()
+
+    def _drain(self) -> None:
+        """Decide what the stages still hold, and end every note."""
         self._frames(self._cqt.flush())
         # Frames of silence, not samples: in the kernels the cut would sound like a click.
-        self._frames(np.zeros((self.lookahead, N_BINS), np.float32))
+        self._frames(np.zeros((self._model.latency + self.lookahead, N_BINS), np.float32))
         self._end_all()
 
     def report(self, overflows: int, seconds_busy: float) -> None:
@@ -160,10 +165,10 @@ class Engine:
         self.lost += lost
         self._received += lost
         self._frames(self._cqt.process(self._resampler.flush()))
-        self._end_all()
+        self._drain() if self._delay else self._end_all()
         self._origin = round(self._received * SAMPLERATE / self._resampler.samplerate)
         self._hops_before = self._origin // HOP
-        self._hop = 0
+        self._hop = -self._delay
         for stage in (self._resampler, self._cqt, self._model, self._tracker):
             stage.reset()
         self._embeddings.clear()
@@ -171,6 +176,9 @@ class Engine:
     def _frames(self, frames: np.ndarray) -> None:
         for frame in frames:
             posteriors = self._model.process(frame)
+            if self._hop < 0:
+                self._hop += 1
+                continue
             self._embeddings.append(posteriors.embedding)
             events = self._tracker.process(posteriors.mix, posteriors.onset)
             self._hop += 1

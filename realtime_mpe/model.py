@@ -8,16 +8,15 @@ import json
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
 from .analysis import MAX_LOOKAHEAD, AnalysisConfig
 from .errors import UserError
 from .notes import Thresholds
-from .voices import Pointer
+from .voices import Pointer, VoiceMemory
 
-FORMAT = "rt-mpe live 1"
 DEFAULT_MODEL = "default"
 MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
 POINTER_PREFIX = "pointer."
@@ -37,7 +36,13 @@ class Posteriors(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """What the file says of itself. ``thresholds[lookahead]``; ``voices`` is K, the most voices told apart."""
+    """What the file says of itself. ``thresholds[lookahead]``; ``voices`` is K, the most voices told apart.
+
+    FORMAT and ANALYSIS : what a file of this kind must say of its format and front end.
+    """
+
+    FORMAT: ClassVar[str] = "rt-mpe live 1"
+    ANALYSIS: ClassVar[AnalysisConfig] = AnalysisConfig()
 
     name: str
     analysis: AnalysisConfig
@@ -49,10 +54,10 @@ class ModelInfo:
 
     @classmethod
     def from_metadata(cls, metadata: dict[str, str], name: str) -> "ModelInfo":
-        if metadata.get("format") != FORMAT:
+        if metadata.get("format") != cls.FORMAT:
             found = metadata.get("format", "no format")
             raise UserError(
-                f"{name} is not a live model ({found} in its metadata, {FORMAT!r} is needed); see rt-mpe export"
+                f"{name} is not a live model ({found} in its metadata, {cls.FORMAT!r} is needed); see rt-mpe export"
             )
         try:
             info = cls(
@@ -63,10 +68,11 @@ class ModelInfo:
                 tuple(Thresholds(**row) for row in json.loads(metadata["thresholds"])),
                 int(metadata["parameters"]),
                 json.loads(metadata["training"]),
+                **cls.own_fields(metadata),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the metadata of {name} is damaged ({error}); export the model again") from error
-        wrong = AnalysisConfig().differences(info.analysis)
+        wrong = cls.ANALYSIS.differences(info.analysis)
         if wrong:
             raise UserError(f"{name} was made for another front end ({'; '.join(wrong)}); use a model of this version")
         limits = [value for row in info.thresholds for value in vars(row).values()]
@@ -79,9 +85,19 @@ class ModelInfo:
             raise UserError(f"the metadata of {name} is out of range; export the model again")
         return info
 
+    @classmethod
+    def own_fields(cls, metadata: dict[str, str]) -> dict:
+        """Those that a kind of model has beside these; KeyError or ValueError if they are damaged."""
+        return {}
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What ``rt-mpe info`` shows beside the rest, as text."""
+        return {}
+
     def to_metadata(self) -> dict[str, str]:
         return {
-            "format": FORMAT,
+            "format": self.FORMAT,
             "analysis": json.dumps(self.analysis.to_dict()),
             "lookahead": str(self.lookahead),
             "voices": str(self.voices),
@@ -102,10 +118,35 @@ def load_model(name: str = DEFAULT_MODEL) -> "OnnxModel":
     from . import plugins  # it reads this module for the built-in kind
 
     if Path(name).suffix == ".onnx" or name in shipped_models():
-        return OnnxModel(name)
+        return open_model(name)
     if ":" in name or name in plugins.known("model"):
         return plugins.resolve("model", name)
-    return OnnxModel(name)
+    return open_model(name)
+
+
+def open_model(name: str = DEFAULT_MODEL) -> "OnnxModel":
+    """A model file of either kind, by its path or its shipped name."""
+    from .window_model import WindowInfo, WindowModel  # which reads this module
+
+    found = open_session(model_path(name)).get_modelmeta().custom_metadata_map.get("format")
+    return WindowModel(name) if found == WindowInfo.FORMAT else OnnxModel(name)
+
+
+def open_session(path: Path):
+    """On one thread; UserError if it is no readable ONNX file."""
+    import onnxruntime as ort  # 0.1 s: paid by those who run a model
+
+    if path.stat().st_size > MAX_FILE_BYTES:
+        raise UserError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB; that is no live model")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1  # a hop is too small to share
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would burn the player's core
+    options.log_severity_level = 4
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime raises a dozen kinds for a damaged file
+        reason = str(error).splitlines()[0][:120]
+        raise UserError(f"{path} is no readable ONNX model ({reason}); download or export it again") from error
 
 
 def model_path(name: str) -> Path:
@@ -130,20 +171,8 @@ class OnnxModel:
     latency = 0
 
     def __init__(self, name: str = DEFAULT_MODEL):
-        import onnxruntime as ort  # 0.1 s: paid by those who run a model
-
         path = model_path(name)
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise UserError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB; that is no live model")
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1  # a hop is too small to share
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would burn the player's core
-        options.log_severity_level = 4
-        try:
-            self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime raises a dozen kinds for a damaged file
-            reason = str(error).splitlines()[0][:120]
-            raise UserError(f"{path} is no readable ONNX model ({reason}); download or export it again") from error
+        self._session = open_session(path)
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         outputs = [o.name for o in self._session.get_outputs()]
         self._state_shapes = {i.name: i.shape for i in self._session.get_inputs() if i.name.startswith(STATE_PREFIX)}
@@ -160,6 +189,10 @@ class OnnxModel:
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
+
+    def voices(self) -> VoiceMemory:
+        """Who gives the notes to players."""
+        return VoiceMemory(self.pointer, self.info.voices)
 
     def reset(self) -> None:
         """As if only silence had been heard."""

@@ -28,7 +28,7 @@ BUILT_IN = {
         "terminal": "realtime_mpe.sinks.terminal:TerminalSink",
     },
     "model": {
-        "onnx": "realtime_mpe.model:OnnxModel",
+        "onnx": "realtime_mpe.model:open_model",
     },
 }
 

@@ -241,6 +241,42 @@ class VoiceMemory:
         )
 
 
+class SlotVoices:
+    """Voices of a network whose slots are players: a note belongs to the slot that says most of it. See VoiceMemory."""
+
+    latency = 0
+
+    def __init__(self, slots: int):
+        self.max_voices = slots
+        self.reset()
+
+    def reset(self) -> None:
+        self._heard: set[int] = set()
+        self._sounding: dict[int, int] = {}  # pitch row -> voice
+
+    @property
+    def count(self) -> int:
+        """Voices so far."""
+        return len(self._heard)
+
+    def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, frame: int) -> list[tuple[int, int]]:
+        """history : (H, n_pitches, K) what each slot says of every pitch; the rest as in VoiceMemory."""
+        given = []
+        for pitch, start in starts:
+            frames = min(max(frame - start, 0) + 1, len(history))
+            voice = int(np.argmax(history[-frames:, pitch].sum(0)))
+            self._heard.add(voice)
+            self._sounding[pitch] = voice
+            given.append((pitch, voice))
+        return given
+
+    def note_off(self, pitch: int, frame: int) -> int:
+        return self._sounding.pop(pitch)
+
+    def hear(self, embedding: np.ndarray) -> None:
+        """Nothing to learn: what a slot listens for is fixed."""
+
+
 def unit(vector: np.ndarray) -> np.ndarray:
     """(D,) -> the same direction with length 1; zeros stay zeros."""
     return vector / (np.sqrt(vector @ vector) + 1e-9)

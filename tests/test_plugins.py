@@ -82,7 +82,7 @@ def test_entry_points_of_other_packages_are_found_by_name(folder):
 
 
 def test_known_says_what_is_built_in():
-    assert plugins.known("model")["onnx"] == "realtime_mpe.model:OnnxModel (built in)"
+    assert plugins.known("model")["onnx"] == "realtime_mpe.model:open_model (built in)"
 
 
 def test_a_package_cannot_replace_a_built_in_name(folder):

@@ -1,22 +1,32 @@
-"""One ONNX file: the network for one hop with its states as named inputs and outputs, the pointer, and the metadata."""
+"""Model files: a network as ONNX, checked against torch, with all that the runtime must know in its metadata.
+
+A live model is the network for one hop, with its states as named inputs and outputs, and the pointer; a window model is
+a slot network for one window.
+"""
 
 import argparse
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realtime_mpe.analysis import N_PITCHES, AnalysisConfig
+from realtime_mpe.analysis import N_BINS, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.model import POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
 from realtime_mpe.notes import Thresholds
+from realtime_mpe.window_model import DEFAULT_STRIDE, WindowInfo
 
 from .network import LiveNetwork
 from .pointer import PointerNetwork
+from .slots import TIMBRE_FRAMES, WINDOW, SlotNetwork, TimbreEncoder, harmonic_input
 
 OPSET = 17
 TOLERANCE = 1e-4
 CHECKED_FRAMES = 64
+CHECKED_WINDOWS = 4
+TIMBRE_FORMAT = "rt-mpe timbre 1"
 
 
 class Hop(nn.Module):
@@ -59,29 +69,12 @@ def export(
     training: dict,
 ) -> None:
     """Write ``path``. ValueError, and no file, if ONNX Runtime fed frame by frame differs from torch by > TOLERANCE."""
-    import onnx
-    from onnx import numpy_helper
+    from onnx import helper, numpy_helper
 
-    network = network.to("cpu", memory_format=torch.contiguous_format).eval()
-    n_bins = AnalysisConfig().n_pitches * AnalysisConfig().bins_per_pitch
-    frame = torch.zeros(1, 1, n_bins)
+    network = plain(network)
+    frame = torch.zeros(1, 1, N_BINS)
     states = network.initial_states(1, frame)
     names = [f"{STATE_PREFIX}{k}" for k in range(len(states))]
-    partial = path.with_suffix(".partial.onnx")
-    torch.onnx.export(
-        Hop(network).eval(),  # else the exporter leaves the network in training mode
-        (frame, *states),
-        str(partial),
-        input_names=["frame", *names],
-        output_names=["mix", "onset", "embedding", *(f"new_{name}" for name in names)],
-        opset_version=OPSET,
-        dynamo=False,
-    )
-    model = onnx.load(str(partial))
-    for name, weight in pointer.weights().items():
-        tensor = numpy_helper.from_array(weight, POINTER_PREFIX + name)
-        model.graph.initializer.append(tensor)
-        model.graph.output.append(onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, weight.shape))
     info = ModelInfo(
         name=path.stem,
         analysis=AnalysisConfig(),
@@ -91,14 +84,158 @@ def export(
         parameters=parameter_count(network, pointer),
         training=training,
     )
-    onnx.helper.set_model_props(model, info.to_metadata())
-    onnx.checker.check_model(model)
-    onnx.save(model, str(partial))
-    difference = largest_difference(network, OnnxModel(str(partial)))
-    if difference > TOLERANCE:
-        partial.unlink()
-        raise ValueError(f"the export differs from torch by {difference:.1e}, more than {TOLERANCE:.0e}; not written")
-    partial.replace(path)
+
+    def add_pointer(model) -> None:
+        for name, weight in pointer.weights().items():
+            tensor = numpy_helper.from_array(weight, POINTER_PREFIX + name)
+            model.graph.initializer.append(tensor)
+            model.graph.output.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, weight.shape))
+
+    outputs = ["mix", "onset", "embedding", *(f"new_{name}" for name in names)]
+    write_onnx(
+        path,
+        Hop(network),
+        (frame, *states),
+        ["frame", *names],
+        outputs,
+        info.to_metadata(),
+        lambda partial: largest_difference(network, OnnxModel(str(partial))),
+        change=add_pointer,
+    )
+
+
+class WindowOutputs(nn.Module):
+    """A slot network for one window of levels: probabilities instead of logits, and no batch axis."""
+
+    def __init__(self, network: SlotNetwork):
+        super().__init__()
+        self.network = network
+
+    def forward(self, window: Tensor) -> tuple[Tensor, ...]:
+        outputs = self.network(harmonic_input(window))
+        found = [outputs.mix[0].sigmoid(), outputs.slots[0]]
+        if outputs.timbre is not None:
+            found.append(outputs.timbre[0])
+        if outputs.polyphony is not None:
+            found.append(outputs.polyphony[0].softmax(-1))
+        return tuple(found)
+
+
+def export_window(
+    path: Path,
+    network: SlotNetwork,
+    recipe: str,
+    thresholds: tuple[Thresholds, ...],
+    training: dict,
+    frame_thresholds: dict[str, float],
+    lookahead: int,
+    stride: int = DEFAULT_STRIDE,
+) -> None:
+    """Write a slot network as a window model, see `realtime_mpe.window_model`; errors as of `export`.
+
+    frame_thresholds : of "mix" and "slots", by which whole recordings are scored.
+    """
+    network = plain(network)
+    info = WindowInfo(
+        name=path.stem,
+        analysis=PAPER,
+        lookahead=lookahead,
+        voices=network.config.slots,
+        thresholds=thresholds,
+        parameters=sum(p.numel() for p in network.parameters()),
+        training=training,
+        recipe=recipe,
+        window=WINDOW,
+        stride=stride,
+    )
+    outputs = ["mix", "slots", *(["timbre"] if network.timbre else []), *(["polyphony"] if network.polyphony else [])]
+    metadata = info.to_metadata() | {"frame_thresholds": json.dumps(frame_thresholds)}
+    module = WindowOutputs(network)
+    write_onnx(path, module, (torch.zeros(1, WINDOW, N_BINS),), ["window"], outputs, metadata, differs_from(module))
+
+
+class ViewOutputs(nn.Module):
+    """The timbre encoder for one view, without its projection and without a batch axis in its output."""
+
+    def __init__(self, encoder: TimbreEncoder):
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, view: Tensor) -> Tensor:
+        return self.encoder(view)[0][0]
+
+
+def export_timbre(path: Path, encoder: TimbreEncoder) -> None:
+    """Write the teacher: levels (1, 46, 216) of an isolated stem -> embedding (128,); errors as of `export`."""
+    module = ViewOutputs(plain(encoder))
+    count = sum(p.numel() for p in encoder.parameters())
+    metadata = {"format": TIMBRE_FORMAT, "analysis": json.dumps(PAPER.to_dict()), "parameters": str(count)}
+    view = torch.zeros(1, TIMBRE_FRAMES, N_BINS)
+    write_onnx(path, module, (view,), ["view"], ["embedding"], metadata, differs_from(module))
+
+
+def plain(network: nn.Module) -> nn.Module:
+    """On the CPU, in the usual layout, in evaluation mode."""
+    return network.to("cpu", memory_format=torch.contiguous_format).eval()
+
+
+def write_onnx(
+    path: Path,
+    module: nn.Module,
+    example: tuple[Tensor, ...],
+    inputs: list[str],
+    outputs: list[str],
+    metadata: dict[str, str],
+    difference: Callable[[Path], float],
+    change: Callable[[object], None] = lambda model: None,
+) -> None:
+    """Export, check, and only then put in place. change : what else the ONNX graph shall hold."""
+    import onnx
+
+    partial = path.with_suffix(".partial.onnx")
+    try:
+        torch.onnx.export(
+            module.eval(),  # else the exporter leaves the network in training mode
+            example,
+            str(partial),
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            dynamo=False,
+        )
+        model = onnx.load(str(partial))
+        change(model)
+        onnx.helper.set_model_props(model, metadata)
+        onnx.checker.check_model(model)
+        onnx.save(model, str(partial))
+        largest = difference(partial)
+        if largest > TOLERANCE:
+            raise ValueError(f"the export differs from torch by {largest:.1e}, more than {TOLERANCE:.0e}; not written")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def differs_from(module: nn.Module) -> Callable[[Path], float]:
+    """Largest absolute difference of any output of a file from the module's, on a few random inputs."""
+
+    def difference(path: Path) -> float:
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        source = session.get_inputs()[0]
+        rng = np.random.default_rng(0)
+        worst = 0.0
+        for _ in range(CHECKED_WINDOWS):
+            example = np.clip(rng.normal(0.3, 0.3, source.shape), 0, 1.3).astype(np.float32)
+            with torch.no_grad():
+                wanted = module(torch.from_numpy(example))
+            wanted = wanted if isinstance(wanted, tuple) else (wanted,)
+            for got, want in zip(session.run(None, {source.name: example}), wanted, strict=True):
+                worst = max(worst, float(np.abs(got - want.numpy()).max()))
+        return worst
+
+    return difference
 
 
 def largest_difference(network: LiveNetwork, model: OnnxModel) -> float:

@@ -20,8 +20,8 @@ PROGRAMS = {  # of General MIDI, counted from 0
 WORDS = {
     "strings": ("violin", "viola", "cello", "violoncello", "double bass", "contrabass", "strings"),
     "woodwinds": (
-        *("flute", "piccolo", "oboe", "clarinet", "saxophone", "sax", "bassoon", "contrabassoon", "english horn", "cor anglais"),
-        "recorder",
+        *("flute", "piccolo", "oboe", "clarinet", "saxophone", "sax", "bassoon", "contrabassoon"),
+        *("english horn", "cor anglais", "recorder"),
     ),
     "brass": ("trumpet", "trombone", "tuba", "french horn", "horn", "brass"),
 }

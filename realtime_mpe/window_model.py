@@ -1,0 +1,98 @@
+"""The slot-attention paper's networks live: whole windows of the front end through ONNX Runtime, every few hops.
+
+Its convolutions look both ways in time and its front end looks 864 ms ahead, so this is for comparison rather than for
+the stage: the declared latency says so. Each slot is a player: what a slot listens for is learned and fixed.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from .analysis import MAX_LOOKAHEAD, N_BINS, N_PITCHES, PAPER, AnalysisConfig
+from .errors import UserError
+from .model import DEFAULT_MODEL, ModelInfo, Posteriors, model_path, open_session
+from .voices import SlotVoices
+
+DEFAULT_STRIDE = 4  # hops; a window costs about 50 ms of one core and a hop lasts 32: twice as fast as needed
+
+
+@dataclass(frozen=True)
+class WindowInfo(ModelInfo):
+    """recipe : that trained it.  window : frames.  stride : the network runs every so many hops."""
+
+    FORMAT: ClassVar[str] = "rt-mpe window 1"
+    ANALYSIS: ClassVar[AnalysisConfig] = PAPER
+
+    recipe: str = ""
+    window: int = 23
+    stride: int = DEFAULT_STRIDE
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stride <= self.window - MAX_LOOKAHEAD:
+            raise ValueError(f"a stride of {self.stride} does not fit windows of {self.window} frames")
+
+    @classmethod
+    def own_fields(cls, metadata: dict[str, str]) -> dict:
+        return dict(recipe=metadata["recipe"], window=int(metadata["window"]), stride=int(metadata["stride"]))
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"recipe": self.recipe, "window": f"{self.window} frames, every {self.stride} hops"}
+
+    def to_metadata(self) -> dict[str, str]:
+        own = {"recipe": self.recipe, "window": str(self.window), "stride": str(self.stride)}
+        return super().to_metadata() | own
+
+
+class WindowModel:
+    """The face of `OnnxModel` for a window network.
+
+    ``latency`` : frames. `process` hands out one frame a call although the network runs every ``stride`` calls, so what
+    it says is always ``stride`` - 1 frames old; within that, and the look-ahead, the network has seen what follows.
+    """
+
+    def __init__(self, name: str = DEFAULT_MODEL):
+        path = model_path(name)
+        self._session = open_session(path)
+        self.info = WindowInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
+        self.latency = self.info.stride - 1
+        self.reset()
+        try:
+            mix, slots = self._run()
+        except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
+            reason = str(error).splitlines()[0][:120]
+            raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
+        shape = (N_PITCHES, self.info.window)
+        if mix.shape != shape or slots.shape != (self.info.voices, *shape):
+            raise UserError(f"{path} does not fit its metadata (outputs {mix.shape}, {slots.shape}); export it again")
+
+    def reset(self) -> None:
+        """As if only silence had been heard."""
+        silence = np.zeros((self.info.window, N_BINS), np.float32)
+        self._frames = deque(silence, maxlen=self.info.window)
+        self._age = -1  # calls since the network ran
+        self._said: tuple[np.ndarray, np.ndarray] | None = None
+
+    def voices(self) -> SlotVoices:
+        """Who gives the notes to players."""
+        return SlotVoices(self.info.voices)
+
+    def process(self, frame: np.ndarray) -> Posteriors:
+        """(216,) levels of one frame -> Posteriors of frames that lie `latency` and the look-ahead before it.
+
+        The network knows no onsets. The embedding of a pitch is what each slot says of it, (72, K).
+        """
+        self._frames.append(frame)
+        self._age += 1
+        if self._said is None or self._age == self.info.stride:
+            self._said, self._age = self._run(), 0
+        mix, slots = self._said
+        newest = self.info.window - 1 - self.latency + self._age  # column of look-ahead 0
+        rows = mix.T[newest - np.arange(MAX_LOOKAHEAD + 1)]
+        return Posteriors(rows, np.zeros_like(rows), slots[:, :, newest - 1].T)
+
+    def _run(self) -> tuple[np.ndarray, np.ndarray]:
+        mix, slots = self._session.run(["mix", "slots"], {"window": np.stack(self._frames)[None]})
+        return mix, slots
