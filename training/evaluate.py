@@ -1,18 +1,38 @@
 """``rt-mpe evaluate``: what a model is worth on recordings whose notes are known, beside the splits that need no model.
 
-Every recording goes through the live engine, decision by decision as a musician would get it; `metrics` specifies the
-figures.
+`protocol` specifies the paper's figures. A window network reads the whole files as its paper does; a live model, and
+with --live a window network too, hears them through the engine as a musician would, and then `metrics` has figures of
+what was sent and when.
+
+The report (JSON, flat; None where there is nothing to say)
+    model, format, live, dataset, split, lookahead, sensitivity
+    files, seconds, rtf (CPU seconds a second of audio), problems (pieces left out, a line each)
+    thresholds           "validation", "model file" or "oracle threshold": where they are from
+    mix_threshold, LEVEL_threshold
+    mix_AP .. note_R     `protocol.mixture_figures`
+    LEVEL_AP .. LEVEL_switch
+                         `protocol.slot_figures` of the model's slots at the levels "stem" and "family"
+    LEVEL_sources        how many there are in a file, on average
+    LEVEL_timbre, LEVEL_timbre_pairs
+                         mean cosine to the teacher, of so many matched slots
+    LEVEL_SPLIT_AP ..    `protocol.slot_figures` of each of `protocol.SPLITS`, and LEVEL_SPLIT_threshold
+    LEVEL_beats_rank     whether the slots have a better F1 than pitch rank, matched and strict
+    live_*               `metrics.figures`, only of what went through the engine; splits as live_SPLIT_*
+    each                 the model's own figures of every file alone, by name
 """
 
 import argparse
 import json
 import signal
 import sys
+import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,24 +40,34 @@ import mido
 import numpy as np
 import soundfile
 
-from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS
 from realtime_mpe.errors import UserError
 from realtime_mpe.host import Settings
-from realtime_mpe.model import DEFAULT_MODEL
-from realtime_mpe.transcribe import transcribe_file
+from realtime_mpe.model import model_path
 
-from .metrics import FileScore, figures, score_file
+from . import metrics, protocol
+from .metrics import Counts, FileScore, score_file
+from .predict import (
+    WINDOW_FORMAT,
+    Prediction,
+    TimbreTeacher,
+    WindowNetwork,
+    check_model,
+    frame_thresholds,
+    hear,
+)
+from .protocol import LEVELS, MODEL, RANK, SPLITS, Curve, MixtureScore, SlotScore
 from .scores import in_time
 
 AUDIO_SUFFIXES = (".wav", ".flac")
 TRUTH_SUFFIXES = (".mid", ".midi")
 DRUM_CHANNEL = 9  # 0-based: what people call channel 10
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended before its work was done
+VALIDATION, MODEL_FILE, ORACLE = "validation", "model file", "oracle threshold"
 
 
 @dataclass(frozen=True)
 class Recording:
-    """One piece of a test set. seconds : of audio.  stems : (n, 3) each, n > 0: onset s, offset s, MIDI number."""
+    """One piece of a flat folder. seconds : of audio.  stems : (n, 3) each, n > 0: onset s, offset s, MIDI number."""
 
     name: str
     audio: Path
@@ -45,36 +75,38 @@ class Recording:
     stems: tuple[np.ndarray, ...]
 
 
-@dataclass(frozen=True)
-class Result:
-    """One recording, transcribed and scored. cpu_seconds : that the transcription took, all threads together."""
-
-    recording: Recording
-    score: FileScore
-    cpu_seconds: float
-
-    @property
-    def rtf(self) -> float:
-        return self.cpu_seconds / self.recording.seconds
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, help="holds NAME.wav or NAME.flac beside NAME.mid, a track a player")
-    parser.add_argument("--model", default=DEFAULT_MODEL, help="file, or name of a shipped one (default: %(default)s)")
-    parser.add_argument("--lookahead", type=int, metavar="FRAMES", help="0..4 of 32 ms each (default: the model's own)")
-    parser.add_argument(
-        "--sensitivity", type=float, default=Settings.sensitivity, metavar="0..1", help="(default: %(default)s)"
-    )
-    parser.add_argument("--json", metavar="PATH", help="write the figures there as JSON; - is standard output")
-    parser.add_argument("--jobs", type=int, default=1, help="recordings at a time (default: %(default)s)")
-    parser.add_argument("--predictions", type=Path, metavar="DIR", help="keep mix, slots and notes as DIR/NAME.npz")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="file, or name of a shipped one")
+    add("dataset", metavar="DATASET", type=Path, help="folder: NAME.wav + NAME.mid, or a data set as it was published")
+    add("--split", metavar="NAME", help="of the data set: scores its test side, thresholds from its validation side")
+    add("--validation", type=Path, metavar="FOLDER", help="data set that the thresholds are chosen on")
+    add("--level", choices=LEVELS, help="of the players (default: both)")
+    add("--live", action="store_true", help="through the live engine, also what can read whole files")
+    add("--timbre", type=Path, metavar="FILE", help="timbre teacher, to compare the slots' timbre with")
+    add("--lookahead", type=int, metavar="FRAMES", help="0..4 of 32 ms each, live (default: the model's own)")
+    add("--sensitivity", type=float, default=Settings.sensitivity, metavar="0..1", help="live (default: %(default)s)")
+    add("--json", metavar="PATH", help="write the figures there as JSON; - is standard output")
+    add("--plot", type=Path, metavar="DIR", help="draw every piece as DIR/NAME.png, and DIR/pr.png")
+    add("--jobs", type=int, default=1, help="recordings at a time (default: %(default)s)")
+    add("--predictions", type=Path, metavar="DIR", help="keep mix, slots and notes as DIR/NAME.npz")
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = Settings(args.lookahead, args.sensitivity)
     try:
-        report = evaluate_folder(
-            args.folder, args.model, settings, jobs=args.jobs, predictions=args.predictions, progress=_to_stderr
+        report = evaluate(
+            args.model,
+            args.dataset,
+            split=args.split,
+            validation=args.validation,
+            levels=(args.level,) if args.level else LEVELS,
+            settings=Settings(args.lookahead, args.sensitivity),
+            live=args.live,
+            timbre=args.timbre,
+            jobs=args.jobs,
+            predictions=args.predictions,
+            plots=args.plot,
+            progress=_to_stderr,
         )
     except KeyboardInterrupt:
         _to_stderr("rt-mpe: interrupted before all files were heard; there are no figures")
@@ -90,57 +122,260 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluate_folder(
-    folder: Path,
-    model: str = DEFAULT_MODEL,
-    settings: Settings | None = None,
+# The whole evaluation
+
+
+@dataclass(frozen=True)
+class Listening:
+    """How files become predictions. timbre : the teacher's file."""
+
+    model: str
+    live: bool
+    settings: Settings
+    timbre: Path | None
+
+
+@dataclass(frozen=True)
+class Heard:
+    """One piece after the first pass; its prediction lies in the file `path`. live : what the engine sent, scored."""
+
+    piece: object
+    path: Path
+    cpu_seconds: float
+    mixture: MixtureScore
+    live: FileScore | None
+
+    @property
+    def rtf(self) -> float:
+        return self.cpu_seconds / self.piece.seconds
+
+    def __str__(self) -> str:
+        return f"{self.piece.name}: mixture AP {100 * self.mixture.curve.average_precision:.1f}, RTF {self.rtf:.3f}"
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A piece that could not be heard."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One piece after the second pass. notes : of the mixture.  slots : by level and MODEL or the name of a split."""
+
+    notes: Counts
+    slots: dict[tuple[str, str], SlotScore]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All pieces. notes, model : of each piece; model : by level.  pooled : as `Judged.slots`, summed over the pieces,
+    for a piece's own scores of every split are megabytes."""
+
+    notes: list[Counts]
+    model: list[dict[str, SlotScore]]
+    pooled: dict[tuple[str, str], SlotScore]
+
+
+def evaluate(
+    model: str,
+    dataset: Path,
     *,
+    split: str | None = None,
+    validation: Path | None = None,
+    levels: Sequence[str] = LEVELS,
+    settings: Settings | None = None,
+    live: bool = False,
+    timbre: Path | None = None,
     jobs: int = 1,
     predictions: Path | None = None,
+    plots: Path | None = None,
     progress: Callable[[str], None] = lambda line: None,
 ) -> dict:
-    """Transcribe and score every recording of a folder.
+    """Hear and score every piece of a data set; the report is specified above and ready for JSON.
 
-    Returns the `figures` of all files pooled, with "rtf" (CPU seconds a second of audio), "files", "seconds" (of
-    audio), "model", "lookahead", "sensitivity", and under "each" the figures of every file alone; ready for JSON.
-    progress : called with a line a file.  Raises UserError for whatever is wrong with the folder, before the first
-    file is transcribed.
+    model : shipped name, file or plugin.  dataset, validation : folders.  timbre : teacher file.  predictions, plots :
+    folders that are made.  progress : called with a line a file.  Raises UserError for whatever is wrong with the
+    arguments, before the first file is heard.
     """
-    settings = settings or Settings()
+    model, settings = str(model), settings or Settings()
     if jobs < 1:
         raise UserError(f"--jobs {jobs} is too few; give 1 or more")
-    recordings = find_recordings(Path(folder), progress)
-    if predictions is not None:
-        _make_folder(Path(predictions))
-    tasks = [(recording, model, settings, predictions) for recording in recordings]
-    results = {}
-    for result in _results(tasks, jobs):
-        name = result.recording.name
-        results[name] = result
-        alone = figures([result.score])
-        progress(
-            f"[{len(results)}/{len(tasks)}] {name}: notes F1 {alone['note_F1']:.1f}, "
-            f"stems F1 {alone['stem_F1_strict']:.1f}, RTF {result.rtf:.3f}"
-        )
-    return summarise([results[recording.name] for recording in recordings], model, settings)
+    kind = check_model(model, live)
+    live = live or kind != WINDOW_FORMAT
+    if timbre is not None:
+        TimbreTeacher(timbre)
+    if plots is not None:
+        import_module(".plot", __package__)  # it says what is missing before the work, not after
+    test, held_out, problems = choose_pieces(dataset, split, validation)
+    for line in problems:
+        progress(f"left out: {line}")
+    for folder, option in ((predictions, "--predictions"), (plots, "--plot")):
+        if folder is not None:
+            _make_folder(Path(folder), option)
+    with tempfile.TemporaryDirectory(prefix="rt-mpe-") as scratch:
+        listening = Listening(model, live, settings, timbre)
+        tasks = [(p, listening, Path(predictions or scratch) / f"{file_name(p)}.npz") for p in test]
+        tasks += [(p, listening, Path(scratch) / f"validation-{file_name(p)}.npz") for p in held_out]
+        heard, tuning = [], []
+        for k, result in enumerate(_in_order(listen, tasks, jobs)):
+            progress(f"[{k + 1}/{len(tasks)}] {result}")
+            if isinstance(result, LeftOut):
+                problems.append(str(result))
+            else:
+                (heard if k < len(test) else tuning).append(result)
+        if not heard or (held_out and not tuning):
+            raise UserError(problems[-1])
+
+        mixture = protocol.pool([h.mixture for h in heard])
+        fixed = None if tuning or not kind else frame_thresholds(model)
+        if tuning:
+            source, mix_threshold = VALIDATION, protocol.pool([h.mixture for h in tuning]).curve.best_threshold()
+        elif fixed:
+            source, mix_threshold = MODEL_FILE, fixed["mix"]
+        else:
+            source, mix_threshold = ORACLE, mixture.curve.best_threshold()
+        verdict = judge_all(heard, mix_threshold, levels, jobs)
+        tuned = judge_all(tuning, mix_threshold, levels, jobs)
+
+        def slot_threshold(level: str, row: str) -> float:
+            if fixed:
+                return fixed["slots"] if row == MODEL else mix_threshold
+            return (tuned if tuning else verdict).pooled[level, row].matched.best_threshold()
+
+        thresholds = {key: slot_threshold(*key) for key in verdict.pooled}
+        seconds = sum(h.piece.seconds for h in heard)
+        report = {
+            "model": model,
+            "format": kind or "plugin",
+            "live": live,
+            "dataset": str(dataset),
+            "split": split,
+            "lookahead": settings.lookahead if live else None,
+            "sensitivity": settings.sensitivity if live else None,
+            "files": len(heard),
+            "seconds": seconds,
+            "rtf": sum(h.cpu_seconds for h in heard) / seconds,
+            "problems": problems,
+            "thresholds": source,
+            "mix_threshold": mix_threshold,
+            **protocol.mixture_figures(mixture, mix_threshold, sum(verdict.notes, Counts())),
+            **who_plays(verdict, thresholds),
+            **(live_figures([h.live for h in heard]) if live else {}),
+            "each": {
+                h.piece.name: {
+                    "seconds": h.piece.seconds,
+                    "rtf": h.rtf,
+                    **protocol.mixture_figures(h.mixture, mix_threshold, notes),
+                    **{
+                        name: value
+                        for level, score in slots.items()
+                        for name, value in protocol.slot_figures(score, thresholds[level, MODEL], level).items()
+                    },
+                }
+                for h, notes, slots in zip(heard, verdict.notes, verdict.model, strict=True)
+            },
+        }
+        if plots is not None:
+            of_model = {level: score.matched for (level, row), score in verdict.pooled.items() if row == MODEL}
+            threshold = next((thresholds[level, MODEL] for level in of_model), mix_threshold)
+            title = f"{Path(model).stem} on {Path(dataset).name}"
+            draw(Path(plots), title, heard, {"mixture": mixture.curve, **of_model}, threshold)
+    return report
 
 
-def summarise(results: Sequence[Result], model: str, settings: Settings) -> dict:
-    """See `evaluate_folder`."""
-    seconds = sum(r.recording.seconds for r in results)
-    return {
-        "model": str(model),
-        "lookahead": settings.lookahead,
-        "sensitivity": settings.sensitivity,
-        "files": len(results),
-        "seconds": seconds,
-        "rtf": sum(r.cpu_seconds for r in results) / seconds,
-        **figures([r.score for r in results]),
-        "each": {r.recording.name: {"rtf": r.rtf, **figures([r.score])} for r in results},
+def draw(folder: Path, title: str, heard: Sequence[Heard], curves: dict[str, Curve], threshold: float) -> None:
+    """A picture of each piece, with what is on from `threshold`, and the curves of all."""
+    from .plot import curves_picture, piece_picture
+
+    for h in heard:
+        prediction = Prediction.load(h.path)
+        truth = protocol.sources(*truth_of(h.piece), "stem", prediction.mix.shape[1])
+        names = [h.piece.stems[k].name for (k,) in truth.members]
+        slots = prediction.mix[None] if prediction.slots is None else prediction.slots
+        piece_picture(folder / f"{file_name(h.piece)}.png", h.piece.name, names, truth.rolls, slots, threshold)
+    curves_picture(folder / "pr.png", curves, title)
+
+
+def who_plays(verdict: Verdict, thresholds: dict[tuple[str, str], float]) -> dict:
+    """All LEVEL_* of the report."""
+    found: dict = {}
+    for (level, row), score in verdict.pooled.items():
+        name = level if row == MODEL else f"{level}_{row}"
+        found[f"{name}_threshold"] = thresholds[level, row]
+        found |= protocol.slot_figures(score, thresholds[level, row], name)
+        if row == MODEL:
+            found[f"{level}_timbre"] = score.cosine / score.cosines if score.cosines else None
+            found[f"{level}_timbre_pairs"] = score.cosines
+        if row == RANK:
+            found[f"{level}_sources"] = score.sources / score.files
+    for level, row in verdict.pooled:
+        if row == MODEL:
+            found[f"{level}_beats_rank"] = beats_rank(found, level, level)
+    return found
+
+
+def beats_rank(report: dict, name: str, level: str) -> bool:
+    """Whether the row of figures NAME_* is better than pitch rank, matched and strict."""
+    return all(report[f"{name}_{f1}"] > report[f"{level}_{RANK}_{f1}"] for f1 in ("F1", "strict_F1"))
+
+
+def live_figures(scores: Sequence[FileScore]) -> dict:
+    """`metrics.figures`, flat: live_NAME, and live_SPLIT_NAME of the splits."""
+    found = metrics.figures(scores)
+    splits = found.pop("splits")
+    return {f"live_{name}": value for name, value in found.items()} | {
+        f"live_{split.replace(' ', '_')}_{name}": value for split, row in splits.items() for name, value in row.items()
     }
 
 
-# The test set
+# The pieces
+
+
+def choose_pieces(dataset: Path, split: str | None, validation: Path | None) -> tuple[list, list, list[str]]:
+    """-> pieces to score, pieces to choose thresholds on (perhaps none), and a line on each piece that is left out."""
+    from .data.datasets import open_dataset  # it reads flat folders by means of this module
+    from .data.splits import load_split
+
+    data = open_dataset(Path(dataset))
+    problems, held_out = list(data.problems), []
+    test = list(data.pieces)
+    if split is not None:
+        sides = load_split(split, data)
+        test, held_out = list(sides["test"]), list(sides.get("validation", ()))
+    if validation is not None:
+        other = open_dataset(Path(validation))
+        problems += other.problems
+        held_out = list(other.pieces)
+    for pieces, folder in ((test, dataset), (held_out, validation or dataset)):
+        problems += [f"{p.name}: it has no notes" for p in pieces if not _has_notes(p)]
+        if pieces and not any(map(_has_notes, pieces)):
+            raise UserError(f"no piece of {folder} has notes; give one whose notes are known")
+    test, held_out = ([p for p in pieces if _has_notes(p)] for pieces in (test, held_out))
+    if not test:
+        raise UserError(f"there is nothing to score in {dataset}; give a folder of recordings whose notes are known")
+    return test, held_out, problems
+
+
+def _has_notes(piece) -> bool:
+    return any(len(stem.notes) for stem in piece.stems)
+
+
+def truth_of(piece) -> tuple[list[np.ndarray], list[str]]:
+    """Notes (n, 3) and family of each stem."""
+    return [stem.notes[:, :3] for stem in piece.stems], [stem.family for stem in piece.stems]
+
+
+def file_name(piece) -> str:
+    return piece.name.replace("/", "_").replace("\\", "_")
+
+
+# Flat folders
 
 
 def find_recordings(folder: Path, say: Callable[[str], None] = lambda line: None) -> list[Recording]:
@@ -215,55 +450,101 @@ def read_stems(path: Path) -> list[np.ndarray]:
 # The work
 
 
-def _results(tasks: Sequence[tuple], jobs: int) -> Iterator[Result]:
-    """`transcribe_and_score` of every task, as they are done."""
-    if jobs == 1 or len(tasks) == 1:
+def _in_order(function: Callable, tasks: Sequence[tuple], jobs: int) -> Iterator:
+    """`function` of every task, in their order."""
+    if jobs == 1 or len(tasks) <= 1:
         for task in tasks:
-            yield transcribe_and_score(*task)
+            yield function(*task)
         return
     # Fresh processes, because a copy of one that runs threads may hang; they die of Ctrl-C without a word.
     pool = ProcessPoolExecutor(
         min(jobs, len(tasks)), get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_DFL)
     )
     try:
-        for future in as_completed([pool.submit(transcribe_and_score, *task) for task in tasks]):
-            yield future.result()
+        futures = deque(pool.submit(function, *task) for task in tasks)
+        while futures:
+            yield futures.popleft().result()
     except BrokenProcessPool as error:
-        raise UserError("a process that transcribed has died, perhaps for want of memory; try fewer --jobs") from error
+        raise UserError("a process that listened has died, perhaps for want of memory; try fewer --jobs") from error
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def transcribe_and_score(recording: Recording, model: str, settings: Settings, predictions: Path | None) -> Result:
-    """One recording through the live engine. The clock is CPU time: wall time would measure the other jobs too."""
-    begun = time.process_time()
-    heard = transcribe_file(recording.audio, model, settings)
-    cpu_seconds = time.process_time() - begun
-    if predictions is not None:
-        _save_prediction(Path(predictions) / f"{recording.name}.npz", heard)
-    return Result(recording, score_file(recording.stems, heard.mix, heard.notes), cpu_seconds)
-
-
-def _save_prediction(path: Path, heard) -> None:
+def listen(piece, listening: Listening, path: Path) -> Heard | LeftOut:
+    """First pass: one piece to a prediction, kept in `path`. The clock is CPU time: wall time would measure the other
+    jobs too."""
+    stems, families = truth_of(piece)
+    needs_samples = not listening.live or piece.mixture is None or listening.timbre is not None
     try:
-        np.savez_compressed(
-            path, mix=heard.mix, slots=heard.slots, notes=heard.notes, first_midi=FIRST_MIDI, hop=FRAME_SECONDS
-        )
-    except OSError as error:
-        raise UserError(f"{path} cannot be written ({error.strerror}); choose another --predictions") from error
+        recording = piece.read() if needs_samples else None
+        begun = time.process_time()
+        if listening.live:
+            prediction = hear(piece.mixture or recording.mixture, listening.model, listening.settings)
+        else:
+            prediction = WindowNetwork(model_path(listening.model)).predict(recording.mixture)
+        cpu_seconds = time.process_time() - begun
+    except UserError as error:  # one broken file of a hundred must not cost the others
+        return LeftOut(piece.name, str(error))
+    n_frames = prediction.mix.shape[1]
+    if listening.timbre is not None and prediction.timbre is not None:
+        teacher = TimbreTeacher(listening.timbre).embed_all(recording.stems, stems, n_frames)
+        prediction = replace(prediction, teacher=teacher)
+    prediction.save(path)
+    truth = protocol.sources(stems, families, "stem", n_frames).rolls.any(0)
+    return Heard(
+        piece,
+        path,
+        cpu_seconds,
+        protocol.score_mixture(prediction.mix, truth, prediction.polyphony),
+        score_file([s for s in stems if len(s)], prediction.mix, prediction.notes) if listening.live else None,
+    )
 
 
-def _make_folder(path: Path) -> None:
+def judge_all(heard: Sequence[Heard], mix_threshold: float, levels: Sequence[str], jobs: int) -> Verdict:
+    verdict = Verdict([], [], {})
+    for judged in _in_order(judge, [(h.piece, h.path, mix_threshold, tuple(levels)) for h in heard], jobs):
+        verdict.notes.append(judged.notes)
+        verdict.model.append({level: score for (level, row), score in judged.slots.items() if row == MODEL})
+        for key, score in judged.slots.items():
+            verdict.pooled[key] = verdict.pooled[key] + score if key in verdict.pooled else score
+    return verdict
+
+
+def judge(piece, path: Path, mix_threshold: float, levels: Sequence[str]) -> Judged:
+    """Second pass, when the mixture's threshold is known."""
+    prediction = Prediction.load(path)
+    mix, n_frames = prediction.mix, prediction.mix.shape[1]
+    stems, families = truth_of(piece)
+    sent = protocol.roll_to_notes(mix >= mix_threshold) if prediction.notes is None else prediction.notes
+    true_notes = np.concatenate(protocol.sources(stems, families, "stem", n_frames).notes)
+    timbre = None
+    if prediction.timbre is not None and prediction.teacher is not None:
+        timbre = protocol.Timbre(prediction.timbre, prediction.window, prediction.teacher)
+    slots: dict[tuple[str, str], SlotScore] = {}
+    for level in levels:
+        truth = protocol.sources(stems, families, level, n_frames)
+        if prediction.slots is not None:
+            slots[level, MODEL] = protocol.score_slots(prediction.slots, truth, timbre)
+        for name, split in SPLITS.items():
+            slots[level, name] = protocol.score_slots(split(mix, mix_threshold, truth.rolls), truth)
+    return Judged(metrics.note_counts(true_notes, sent), slots)
+
+
+def _make_folder(path: Path, option: str) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"the folder {path} cannot be made ({error.strerror}); choose another --predictions") from error
+        raise UserError(f"the folder {path} cannot be made ({error.strerror}); choose another {option}") from error
 
 
 def _write_text(path: Path, text: str) -> None:
+    """As a whole or, with UserError, not at all."""
+    partial = path.with_name(f".{path.name}.partial")
     try:
-        path.write_text(text)
+        partial.write_text(text)
+        partial.replace(path)
     except OSError as error:
+        partial.unlink(missing_ok=True)
         raise UserError(f"{path} cannot be written ({error.strerror}); choose another --json") from error
 
 
@@ -273,35 +554,104 @@ def _to_stderr(line: str) -> None:
 
 # The table
 
+SPLIT_LABELS = {
+    MODEL: "the model's slots",
+    RANK: "  pitch rank",
+    "bands": "  pitch bands",
+    "random": "  random",
+    "one": "  one slot",
+    "ceiling": "  ceiling",
+}
+PLAYERS = {"stem": "stems", "family": "families"}
+
 
 def format_report(report: dict) -> str:
-    """The table that people read, of what `evaluate_folder` returns."""
-    lookahead = "the model's own" if report["lookahead"] is None else f"{report['lookahead']} frames"
+    """The table that people read, of what `evaluate` returns."""
+    if report["live"]:
+        lookahead = "its own" if report["lookahead"] is None else f"{report['lookahead']} frames"
+        how = f"live engine, look-ahead {lookahead}, sensitivity {report['sensitivity']:g}"
+    else:
+        how = "whole files, window after window"
+    thresholds = {
+        VALIDATION: "thresholds chosen on validation files",
+        MODEL_FILE: "thresholds of the model file",
+        ORACLE: "ORACLE THRESHOLD: chosen on these very files",
+    }[report["thresholds"]]
+    lines = [
+        f"{report['files']} files, {report['seconds'] / 60:.1f} minutes; model {report['model']}, {how}",
+        f"{thresholds}; mixture {report['mix_threshold']:.3f}"
+        + "".join(
+            f", {PLAYERS[level]} {report[f'{level}_threshold']:.3f}"
+            for level in LEVELS
+            if f"{level}_threshold" in report
+        ),
+        "",
+        "what sounds               AP     F1      P      R  polyphony right",
+        f"  frames of 32 ms    {_cells(report, 'mix', 'AP F1 P R polyphony')}",
+    ]
+    if report["head_polyphony"] is not None:
+        lines.append(f"  polyphony head     {'':28}{report['head_polyphony']:7.1f}")
+    lines.append(f"  notes, 50 ms       {'':7}{_cells(report, 'note', 'F1 P R')}")
+    marked = False
+    for level in LEVELS:
+        if f"{level}_{RANK}_F1" not in report:
+            continue
+        lines += [
+            "",
+            "                          matched slots               strict",
+            f"who plays: {PLAYERS[level]:<10}     AP     F1      P      R     F1   home switch  polyphony right",
+        ]
+        for row, label in SPLIT_LABELS.items():
+            name = level if row == MODEL else f"{level}_{row}"
+            if f"{name}_F1" not in report:
+                continue
+            behind = row != RANK and not beats_rank(report, name, level)
+            marked |= behind
+            lines.append(
+                f"{label:<19}{'* ' if behind else '  '}{_cells(report, name, 'AP F1 P R strict_F1')}"
+                f"{report[f'{name}_home']:7.2f}{report[f'{name}_switch']:7.2f}"
+                + (f"{report[f'{name}_polyphony']:7.1f}" if row == MODEL else "")
+            )
+        lines.append(f"  {PLAYERS[level]} in a file: {report[f'{level}_sources']:.1f}")
+        if report.get(f"{level}_timbre") is not None:
+            pairs = report[f"{level}_timbre_pairs"]
+            lines.append(f"  timbre: cosine to the teacher {report[f'{level}_timbre']:.3f}, {pairs} matched slots")
+    if marked:
+        lines += ["", "* does not beat pitch rank"]
+    if report["live"]:
+        lines += ["", *_live_lines(report)]
+    return "\n".join([*lines, "", f"RTF {report['rtf']:.3f} (CPU seconds a second of audio)"])
+
+
+def _live_lines(report: dict) -> list[str]:
+    """Of what was sent, at the thresholds of the engine."""
     latency = ", ".join(
-        f"{name} {_number(report[key], '.0f')} ms"
+        f"{name} {_number(report[f'live_{key}'], '.0f')} ms"
         for name, key in (("median", "lat_med"), ("90 % within", "lat_p90"), ("median below MIDI 48", "lat_bass"))
     )
     lines = [
-        f"{report['files']} files, {report['seconds'] / 60:.1f} minutes; model {report['model']}, "
-        f"look-ahead {lookahead}, sensitivity {report['sensitivity']:g}",
-        "",
-        "what sounds                  F1       P       R      AP",
-        "  frames of 32 ms       " + " ".join(f"{report[key]:7.1f}" for key in ("mix_F1", "mix_P", "mix_R", "mix_AP")),
-        f"  notes, onset in 50 ms {report['note_F1']:7.1f}",
-        f"  note-ons when sent    {report['event_F1']:7.1f}   (50 ms early to 200 ms late)",
+        "as the engine sent it     AP     F1      P      R",
+        f"  frames of 32 ms    {_cells(report, 'live_mix', 'AP F1 P R')}",
+        f"  notes, 50 ms       {'':7}{_cells(report, 'live_note', 'F1')}",
+        f"  note-ons when sent {'':7}{_cells(report, 'live_event', 'F1')}   (50 ms early to 200 ms late)",
         f"  onset to note-on: {latency}",
-        "",
-        "who plays      stem F1, strict    home  switch",
+        "  whose notes: stem F1, strict   home switch",
     ]
-    rows = {"the model's voices": report, **{f"  {name}": row for name, row in report["splits"].items()}}
-    lines += [f"  {n:<19}{r['stem_F1_strict']:9.1f} {r['home']:7.2f} {r['switch']:7.2f}" for n, r in rows.items()]
-    lines += [
-        f"  players counted right in {100 * report['count_exact']:.0f} % of the files, within one in "
-        f"{100 * report['count_near']:.0f} %",
-        "",
-        f"RTF {report['rtf']:.3f} (CPU seconds a second of audio)",
+    rows = {"the model's voices": "live", **{f"  {s}": f"live_{s.replace(' ', '_')}" for s in metrics.SPLITS}}
+    for label, name in rows.items():
+        lines.append(
+            f"    {label:<22}{report[f'{name}_stem_F1_strict']:6.1f}"
+            f"{report[f'{name}_home']:7.2f}{report[f'{name}_switch']:7.2f}"
+        )
+    return [
+        *lines,
+        f"  players counted right in {100 * report['live_count_exact']:.0f} % of the files, within one in "
+        f"{100 * report['live_count_near']:.0f} %",
     ]
-    return "\n".join(lines)
+
+
+def _cells(report: dict, name: str, figures: str) -> str:
+    return "".join(f"{report[f'{name}_{figure}']:7.1f}" for figure in figures.split())
 
 
 def _number(value: float | None, form: str) -> str:
