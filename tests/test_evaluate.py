@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import soundfile
 
-from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES, SAMPLERATE
+from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES, PAPER, SAMPLERATE
 from realtime_mpe.errors import UserError
 from realtime_mpe.host import Settings
+from realtime_mpe.notes import Thresholds
 from realtime_mpe.training import evaluate, metrics, predict
+from realtime_mpe.window_model import WindowInfo
 
 T = 200  # frames of most cases here, 6.4 s
 
@@ -563,11 +565,12 @@ def write_window_model(path, **metadata):
         helper.make_node("Identity", ["count"], ["polyphony"]),
         helper.make_node("Identity", ["direction"], ["timbre"]),
     ]
+    info = WindowInfo("hand", PAPER, 2, 3, (Thresholds(),) * 5, 0, {}, "hand", WINDOW)
     shapes = {"mix": (72, WINDOW), "slots": (3, 72, WINDOW), "polyphony": (WINDOW, 8), "timbre": (3, 128)}
-    return write_onnx(path, nodes, constants, ("window", (1, WINDOW, 216)), shapes, "rt-mpe window 1", metadata)
+    return write_onnx(path, nodes, constants, ("window", (1, WINDOW, 216)), shapes, info.to_metadata() | metadata)
 
 
-def write_onnx(path, nodes, constants, given, outputs, kind, metadata=()):
+def write_onnx(path, nodes, constants, given, outputs, metadata):
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -577,7 +580,7 @@ def write_onnx(path, nodes, constants, given, outputs, kind, metadata=()):
     weights = [numpy_helper.from_array(value, name) for name, value in constants.items()]
     graph = helper.make_graph(nodes, "g", [info(*given)], [info(*item) for item in outputs.items()], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
-    helper.set_model_props(model, {"format": kind, **dict(metadata)})
+    helper.set_model_props(model, metadata)
     onnx.save(model, path)
     return path
 
@@ -596,7 +599,7 @@ def teacher(tmp_path_factory):
     ]
     path = tmp_path_factory.mktemp("models") / "teacher.onnx"
     return write_onnx(
-        path, nodes, constants, ("view", (1, TEACHER_VIEW, 216)), {"embedding": (128,)}, "rt-mpe timbre 1"
+        path, nodes, constants, ("view", (1, TEACHER_VIEW, 216)), {"embedding": (128,)}, {"format": "rt-mpe timbre 1"}
     )
 
 
@@ -636,9 +639,14 @@ def test_a_window_network_reads_whole_files(tones, window_model, tmp_path):
     assert kept["polyphony"].shape == (n_frames, 8) and kept["timbre"].shape == (-(-n_frames // WINDOW), 3, 128)
 
 
+def test_a_window_network_through_the_engine_has_live_figures_too(tones, window_model):
+    report = evaluate.evaluate(window_model, tones, live=True)
+    assert report["live"] and report["live_mix_F1"] > 70
+    assert report["head_polyphony"] is None
+
+
 def test_frames_of_a_file_are_those_of_training():
     torch = pytest.importorskip("torch")
-    from realtime_mpe.analysis import PAPER
     from realtime_mpe.training.frontend import FrontEnd
 
     samples = np.random.default_rng(0).normal(0, 0.1, 20_000).astype(np.float32)

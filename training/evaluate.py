@@ -43,11 +43,11 @@ import soundfile
 from realtime_mpe.errors import UserError
 from realtime_mpe.host import Settings
 from realtime_mpe.model import model_path
+from realtime_mpe.window_model import WindowInfo
 
 from . import metrics, protocol
 from .metrics import Counts, FileScore, score_file
 from .predict import (
-    WINDOW_FORMAT,
     Prediction,
     TimbreTeacher,
     WindowNetwork,
@@ -207,7 +207,7 @@ def evaluate(
     if jobs < 1:
         raise UserError(f"--jobs {jobs} is too few; give 1 or more")
     kind = check_model(model, live)
-    live = live or kind != WINDOW_FORMAT
+    live = live or kind != WindowInfo.FORMAT
     if timbre is not None:
         TimbreTeacher(timbre)
     if plots is not None:

@@ -19,13 +19,13 @@ from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, N_BINS, PAPER,
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.errors import UserError
 from realtime_mpe.host import Settings
-from realtime_mpe.model import MAX_FILE_BYTES, load_model, model_path
+from realtime_mpe.model import load_model, model_path, open_session
 from realtime_mpe.plugins import known
 from realtime_mpe.transcribe import transcribe_file
+from realtime_mpe.window_model import WindowInfo
 
 from .metrics import notes_to_roll
 
-WINDOW_FORMAT = "rt-mpe window 1"
 TIMBRE_FORMAT = "rt-mpe timbre 1"
 MOST_VIEWS = 16  # of a stem that the teacher hears, spread over the piece; more change the mean by nothing
 ACTIVE_SHARE = 0.5  # of a view's frames in which the stem sounds, at least, as in the teacher's training
@@ -76,22 +76,6 @@ class Prediction:
         return cls(**{**said, "window": int(said.get("window", 0))})
 
 
-def open_session(path: Path):
-    """An ONNX Runtime session on one thread; UserError if the file is none."""
-    import onnxruntime as ort  # 0.1 s: paid by those who run a model
-
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UserError(f"{path} is larger than {MAX_FILE_BYTES // 1_000_000} MB; that is no model of rt-mpe")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1  # files are done side by side instead
-    options.log_severity_level = 4
-    try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime raises a dozen kinds for a damaged file
-        reason = str(error).splitlines()[0][:120]
-        raise UserError(f"{path} is no readable ONNX model ({reason}); download or export it again") from error
-
-
 def metadata(model: str) -> dict[str, str]:
     """Of a model file, or a shipped one by its name."""
     return open_session(model_path(model)).get_modelmeta().custom_metadata_map
@@ -109,29 +93,26 @@ class WindowNetwork:
     """A "rt-mpe window 1" file: levels (1, window, N_BINS) in, probabilities out; see `Prediction`."""
 
     def __init__(self, path: Path):
-        self._session = open_session(path)
         self.path = path
-        try:
-            self.window = int(self._session.get_inputs()[0].shape[1])
-        except (IndexError, TypeError, ValueError) as error:
-            raise UserError(f"{path} takes no windows of a fixed length; export the model again") from error
+        self._session = open_session(path)
+        self.info = WindowInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         self.outputs = [o.name for o in self._session.get_outputs()]
         if "mix" not in self.outputs:
             raise UserError(f"{path} lacks the output mix; export the model again")
 
     def predict(self, samples: np.ndarray) -> Prediction:
         """(n,) float32 at SAMPLERATE, at least one sample."""
-        frames = levels(samples)
+        frames, length = levels(samples), self.info.window
         n_frames = len(frames)
-        padded = np.pad(frames, ((0, -n_frames % self.window), (0, 0)))
+        padded = np.pad(frames, ((0, -n_frames % length), (0, 0)))
         said: dict[str, list[np.ndarray]] = {name: [] for name in self.outputs}
-        for window in padded.reshape(-1, self.window, N_BINS):
+        for window in padded.reshape(-1, length, N_BINS):
             for name, value in zip(self.outputs, self._run(window), strict=True):
                 said[name].append(value)
         along = {name: np.concatenate(said[name], -1)[..., :n_frames] for name in ("mix", "slots") if name in said}
         polyphony = np.concatenate(said["polyphony"])[:n_frames] if "polyphony" in said else None
         timbre = np.stack(said["timbre"]) if "timbre" in said else None
-        return Prediction(**along, polyphony=polyphony, timbre=timbre, window=self.window)
+        return Prediction(**along, polyphony=polyphony, timbre=timbre, window=length)
 
     def _run(self, window: np.ndarray) -> list[np.ndarray]:
         try:
@@ -190,7 +171,7 @@ def check_model(model: str, live: bool) -> str:
     kind = ""
     if Path(model).suffix == ".onnx" or Path(model).is_file() or not (":" in model or model in known("model")):
         kind = metadata(model).get("format", "no format")
-    if live or kind != WINDOW_FORMAT:
+    if live or kind != WindowInfo.FORMAT:
         load_model(model)
     else:
         WindowNetwork(model_path(model))
