@@ -1,10 +1,20 @@
 """What every data set is read into: pieces, each with its players' notes and, where there are, isolated recordings."""
 
+import math
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import soundfile
+from scipy.signal import resample_poly
+
+from realtime_mpe.analysis import SAMPLERATE
+from realtime_mpe.errors import UserError
+
+AUDIO_SUFFIXES = (".wav", ".flac")
 
 FAMILIES = ("strings", "woodwinds", "brass", "other")  # Table II of the slot-attention paper, and what is in none of it
 CODES = {  # of URMP's instruments
@@ -57,6 +67,17 @@ class Stem:
     notes: np.ndarray
 
 
+class LazyStem(Stem):
+    """Its notes are read when they are first asked for: a large data set has thousands of files of them."""
+
+    def __init__(self, name: str, instrument: str, family: str, audio: Path | None, read: Callable[[], np.ndarray]):
+        self.__dict__.update(name=name, instrument=instrument, family=family, audio=audio, read=read)
+
+    @cached_property
+    def notes(self) -> np.ndarray:
+        return self.read()
+
+
 @dataclass(frozen=True)
 class Recording:
     """mixture : (n,) float32 at 16 kHz.  stems : (n,) each, None without an isolated recording."""
@@ -78,3 +99,99 @@ class Piece:
     stems: tuple[Stem, ...]
     distractors: tuple[Path, ...]
     seconds: float
+
+    def read(self) -> Recording:
+        """UserError if a file cannot be read."""
+        stems = [None if stem.audio is None else read_audio(stem.audio) for stem in self.stems]
+        if self.mixture is not None:
+            mixture = read_audio(self.mixture)
+        else:
+            parts = [*(s for s in stems if s is not None), *map(read_audio, self.distractors)]
+            n = max(map(len, parts))
+            mixture = np.sum([fit(part, n) for part in parts], axis=0)
+        return Recording(mixture, [None if s is None else fit(s, len(mixture)) for s in stems])
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """problems : what is broken and was left out, a line each."""
+
+    name: str
+    root: Path
+    pieces: tuple[Piece, ...]
+    problems: tuple[str, ...]
+
+
+class Broken(Exception):
+    """Why a piece or stem cannot be used; it becomes one of the data set's problems."""
+
+
+def read_audio(path: Path) -> np.ndarray:
+    """A file as (n,) float32 at SAMPLERATE, the mean of its channels."""
+    try:
+        audio, rate = soundfile.read(str(path), dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, OSError) as error:
+        raise UserError(f"{path} cannot be read as audio ({error}); download or convert it again") from error
+    return at_samplerate(audio.mean(1), rate)
+
+
+def at_samplerate(audio: np.ndarray, rate: int) -> np.ndarray:
+    """(n,) at any rate -> (m,) float32 at SAMPLERATE."""
+    divisor = math.gcd(rate, SAMPLERATE)
+    if rate != SAMPLERATE:
+        audio = resample_poly(audio, SAMPLERATE // divisor, rate // divisor)
+    return audio.astype(np.float32)
+
+
+def audio_seconds(path: Path) -> float:
+    """From the header. Broken if there is no sound."""
+    try:
+        seconds = soundfile.info(str(path)).duration
+    except (soundfile.SoundFileError, OSError) as error:
+        raise Broken(f"{path} cannot be read as audio") from error
+    if not seconds > 0:
+        raise Broken(f"{path} holds no sound")
+    return seconds
+
+
+def fit(audio: np.ndarray, n: int) -> np.ndarray:
+    """Cut, or silence added, to n samples."""
+    return audio[:n] if len(audio) >= n else np.pad(audio, (0, n - len(audio)))
+
+
+def audio_file(stem: Path) -> Path | None:
+    """The .wav or .flac of a path without suffix."""
+    return next((p for suffix in AUDIO_SUFFIXES if (p := stem.with_name(stem.name + suffix)).is_file()), None)
+
+
+def collect(name: str, root: Path, folders: Iterable, read: Callable[..., Piece], problems: list[str]) -> DataSet:
+    """A data set of what ``read`` makes of every folder (or other description); what is Broken is left out."""
+    pieces = []
+    for folder in folders:
+        try:
+            pieces.append(read(folder, problems))
+        except (Broken, UserError) as error:
+            problems.append(str(error))
+    return DataSet(name, root, tuple(pieces), tuple(problems))
+
+
+def open_dataset(folder: Path, layout: str | None = None) -> DataSet:
+    """Whatever data set lies in ``folder``; UserError if it is none that is known.
+
+    layout : one of LAYOUTS, to skip the looking.
+    """
+    from .layouts import LAYOUTS  # which reads this module
+
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {str(folder)!r}; give the folder of a data set")
+    if layout is not None and layout not in LAYOUTS:
+        raise UserError(f"layout {layout!r} is unknown; known are {', '.join(LAYOUTS)}")
+    for name in LAYOUTS if layout is None else [layout]:
+        found = LAYOUTS[name](folder)
+        if found is not None:
+            return found
+    seen = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:5]
+    raise UserError(
+        f"{str(folder)!r} is no data set that is known ({', '.join(LAYOUTS)}); it holds {', '.join(seen) or 'nothing'}"
+    )

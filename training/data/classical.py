@@ -1,0 +1,227 @@
+"""URMP, Bach10 and MusicNet from their layouts on disk."""
+
+import csv
+import io
+import pickle
+import re
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from scipy.io import loadmat
+
+from realtime_mpe.errors import UserError
+
+from .datasets import (
+    CODES,
+    PROGRAMS,
+    Broken,
+    DataSet,
+    Piece,
+    Recording,
+    Stem,
+    at_samplerate,
+    audio_file,
+    audio_seconds,
+    collect,
+)
+
+# URMP: pieces whose stems are partly the same recordings, played together with others
+SHARED_RECORDINGS = ((24, 25), (26, 27), (28, 29, 30), (38, 39), (40, 41))
+INSTRUMENTS = {
+    **{"vn": "violin", "va": "viola", "vc": "cello", "db": "double bass", "fl": "flute", "ob": "oboe"},
+    **{"cl": "clarinet", "sax": "saxophone", "bn": "bassoon", "tpt": "trumpet", "hn": "horn", "tbn": "trombone"},
+    "tba": "tuba",
+}
+BACH10_PARTS = (("violin", "violin"), ("clarinet", "clarinet"), ("saxphone", "saxophone"), ("bassoon", "bassoon"))
+BACH10_HOP, BACH10_FIRST = 0.010, 0.013  # s; the 1-based frame k of its annotations is centred on FIRST + HOP * k
+MUSICNET_RATE = 44_100  # its times are sample indices at this rate
+MUSICNET_COLUMNS = (("start_time", "end_time", "instrument", "note"),
+                    ("start_sample", "end_sample", "instrument_id", "midi_note"))  # fmt: skip
+MUSICNET_INSTRUMENTS = {  # General MIDI programs counted from 1
+    **{1: "piano", 7: "harpsichord", 41: "violin", 42: "viola", 43: "cello", 44: "contrabass", 61: "horn"},
+    **{69: "oboe", 71: "bassoon", 72: "clarinet", 74: "flute"},
+}
+
+
+def urmp(root: Path) -> DataSet | None:
+    """``NN_Name_ins1_ins2/{AuMix,AuSep,Notes}_*``; a Notes row is onset s, Hz, duration s."""
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and any(p.glob("Notes_*.txt"))]
+    folders += [p for p in sorted(root.iterdir()) if p.is_dir() and p not in folders and any(p.glob("AuSep_*"))]
+    return collect("URMP", root, sorted(folders), _urmp_piece, []) if folders else None
+
+
+def _urmp_piece(folder: Path, problems: list[str]) -> Piece:
+    number, _, title = folder.name.partition("_")
+    if not number.isdigit():
+        raise Broken(f"{folder}: the name has no number; URMP's are like 01_Jupiter_vn_vc")
+    group = next((g for g in SHARED_RECORDINGS if int(number) in g), (int(number),))
+    mixture = next((p for p in sorted(folder.glob("AuMix_*")) if p.suffix in (".wav", ".flac")), None)
+    stems = []
+    for path in sorted(folder.glob("Notes_*.txt")):
+        match = re.match(r"Notes_(\d+)_([a-z]+)_", path.name)
+        if match is None or match[2] not in CODES:
+            raise Broken(f"{path}: not a name like Notes_1_vn_01_Jupiter.txt with an instrument of URMP")
+        index, code = match.groups()
+        audio = audio_file(folder / path.stem.replace("Notes_", "AuSep_", 1))
+        if audio is None and any(folder.glob("AuSep_*")):
+            problems.append(f"{folder}: no recording AuSep_{index}_{code}_*, whose notes are there")
+        stems.append(Stem(f"{index}_{code}", INSTRUMENTS[code], CODES[code], audio, read_urmp_notes(path)))
+    labelled = {stem.name for stem in stems}
+    for path in sorted(folder.glob("AuSep_*")):
+        if "_".join(path.name.split("_")[1:3]) not in labelled:
+            problems.append(f"{path}: a recording without its Notes file")
+    return _acoustic_piece(folder, f"urmp-{'-'.join(map(str, group))}", mixture, stems)
+
+
+def _acoustic_piece(folder: Path, group: str, mixture: Path | None, stems: list[Stem]) -> Piece:
+    if not stems:
+        raise Broken(f"{folder}: no notes of any player")
+    if mixture is None and any(stem.audio is None for stem in stems):
+        raise Broken(f"{folder}: neither a mixture nor all of its stems")
+    sounds = [mixture] if mixture is not None else [stem.audio for stem in stems]
+    return Piece(folder.name, group, mixture, tuple(stems), (), max(map(audio_seconds, sounds)))
+
+
+def read_urmp_notes(path: Path) -> np.ndarray:
+    """-> (N, 3) onset s, offset s, MIDI number."""
+    try:
+        rows = np.array([line.split()[:3] for line in path.read_text().splitlines() if line.strip()], float)
+    except (OSError, ValueError) as error:
+        raise Broken(f"{path}: not rows of onset, frequency and duration") from error
+    rows = rows.reshape(-1, 3)
+    if (rows[:, 1] <= 0).any():
+        raise Broken(f"{path}: a frequency that is not above 0 Hz")
+    midi = np.round(69 + 12 * np.log2(rows[:, 1] / 440.0))
+    return by_onset(np.column_stack([rows[:, 0], rows[:, 0] + rows[:, 2], midi]))
+
+
+def by_onset(notes: np.ndarray) -> np.ndarray:
+    return notes[np.lexsort((notes[:, 2], notes[:, 0]))]
+
+
+def bach10(root: Path) -> DataSet | None:
+    """``NN-Name/{NN-Name-<instrument>.wav, NN-Name-GTNotes.mat}``; the mixture is the exact sum of the stems."""
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and (p / f"{p.name}-GTNotes.mat").is_file()]
+    folders += [p for p in sorted(root.iterdir()) if p.is_dir() and p not in folders and any(p.glob("*-bassoon.*"))]
+    return collect("Bach10", root, sorted(folders), _bach10_piece, []) if folders else None
+
+
+def _bach10_piece(folder: Path, problems: list[str]) -> Piece:
+    path = folder / f"{folder.name}-GTNotes.mat"
+    try:
+        parts = loadmat(path)["GTNotes"]
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        raise Broken(f"{path}: no GTNotes can be read from it") from error
+    stems = []
+    for (file_name, instrument), part in zip(BACH10_PARTS, parts[:, 0], strict=False):
+        audio = audio_file(folder / f"{folder.name}-{file_name}")
+        if audio is None:
+            raise Broken(f"{folder}: no recording of the {instrument}")
+        notes = []
+        for note in part[:, 0]:
+            frames, pitches = np.asarray(note, float).reshape(2, -1)
+            if len(frames):
+                first, last = frames.min() - 0.5, frames.max() + 0.5
+                times = (BACH10_FIRST + BACH10_HOP * edge for edge in (first, last))
+                notes.append((*times, np.round(np.median(pitches))))
+        family = "strings" if instrument == "violin" else "woodwinds"
+        stems.append(Stem(instrument, instrument, family, audio, by_onset(np.array(notes, float).reshape(-1, 3))))
+    return _acoustic_piece(folder, f"bach10-{folder.name}", None, stems)
+
+
+def musicnet(root: Path) -> DataSet | None:
+    """``{train,test}_{data,labels}/<id>.{wav,csv}``, or ``musicnet.npz``; a stem an instrument, without its sound."""
+    if (root / "musicnet.npz").is_file():
+        return _musicnet_npz(root)
+    labels = [p for side in ("train", "test") for p in sorted((root / f"{side}_labels").glob("*.csv"))]
+    data = [p for side in ("train", "test") for p in sorted((root / f"{side}_data").glob("*.wav"))]
+    if not labels and not data:
+        return None
+    labelled = {p.stem for p in labels}
+    problems = [f"{path}: no labels {path.stem}.csv" for path in data if path.stem not in labelled]
+    return collect("MusicNet", root, labels, _musicnet_piece, problems)
+
+
+def _musicnet_piece(path: Path, problems: list[str]) -> Piece:
+    audio = audio_file(path.parents[1] / path.parent.name.replace("_labels", "_data") / path.stem)
+    if audio is None:
+        raise Broken(f"{path}: no recording {path.stem}.wav")
+    return Piece(path.stem, f"musicnet-{path.stem}", audio, players(read_musicnet_csv(path)), (), audio_seconds(audio))
+
+
+def read_musicnet_csv(path: Path) -> np.ndarray:
+    """-> (N, 4) onset s, offset s, MIDI number, instrument (General MIDI from 1)."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            header = next((c for c in MUSICNET_COLUMNS if set(c) <= set(reader.fieldnames or [])), None)
+            if header is None:
+                raise Broken(f"{path}: no columns {', '.join(MUSICNET_COLUMNS[0])} or {', '.join(MUSICNET_COLUMNS[1])}")
+            rows = np.array([[float(row[c]) for c in header] for row in reader], float).reshape(-1, 4)
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise Broken(f"{path}: not a table of labels ({error})") from error
+    return np.column_stack([rows[:, :2] / MUSICNET_RATE, rows[:, 3], rows[:, 2]])
+
+
+def players(labels: np.ndarray) -> tuple[Stem, ...]:
+    """(N, 4) as above -> a stem an instrument."""
+    stems = []
+    for program in np.unique(labels[:, 3]).astype(int):
+        name = MUSICNET_INSTRUMENTS.get(int(program), f"program {program}")
+        notes = by_onset(labels[labels[:, 3] == program, :3])
+        stems.append(Stem(str(program), name, PROGRAMS.get(int(program) - 1, "other"), None, notes))
+    if not stems:
+        raise Broken("a label file without a note")
+    return tuple(stems)
+
+
+class NpzPiece(Piece):
+    """A recording inside musicnet.npz, whose path is `mixture`."""
+
+    def read(self) -> Recording:
+        audio, _ = read_npz_member(self.mixture, self.name)
+        return Recording(at_samplerate(audio, MUSICNET_RATE), [None] * len(self.stems))
+
+
+def _musicnet_npz(root: Path) -> DataSet:
+    path = root / "musicnet.npz"
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(Path(name).stem for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is damaged ({error}); download it again") from error
+
+    def piece(name: str, problems: list[str]) -> Piece:
+        audio, intervals = read_npz_member(path, name)
+        rows = [(begin, end, data[1], data[0]) for begin, end, data in intervals]
+        labels = np.array(rows, float).reshape(-1, 4) / [MUSICNET_RATE, MUSICNET_RATE, 1, 1]
+        return NpzPiece(name, f"musicnet-{name}", path, players(labels), (), len(audio) / MUSICNET_RATE)
+
+    return collect("MusicNet", root, names, piece, [])
+
+
+class _Unpickler(pickle.Unpickler):
+    """Of the arrays and interval trees of MusicNet's archive and of nothing else, for pickles can run code."""
+
+    def find_class(self, module: str, name: str):
+        if module.startswith("intervaltree"):
+            return {"IntervalTree": list, "Interval": lambda *fields: fields}[name]
+        if (module, name) in {("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode")}:
+            return super().find_class(module, name)
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name in ("_reconstruct", "scalar"):
+            return super().find_class("numpy._core.multiarray", name)
+        raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
+
+
+def read_npz_member(path: Path, name: str) -> tuple[np.ndarray, list]:
+    """(n,) samples and (begin, end, data) intervals of one recording."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            file = io.BytesIO(archive.read(f"{name}.npy"))
+        version = np.lib.format.read_magic(file)
+        np.lib.format.read_array_header_1_0(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
+        audio, intervals = _Unpickler(file, encoding="latin1").load()
+        return np.asarray(audio, np.float32), list(intervals)
+    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, pickle.PickleError) as error:
+        raise Broken(f"{path}: the recording {name} cannot be read ({error})") from error

@@ -1,0 +1,145 @@
+"""The project's own sets: rendered stem caches, folders of excerpts, and recordings beside their MIDI files."""
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from realtime_mpe.analysis import SAMPLERATE
+from realtime_mpe.errors import UserError
+
+from ..stems import DAMAGE, Segment
+from .datasets import (
+    AUDIO_SUFFIXES,
+    Broken,
+    DataSet,
+    Piece,
+    Recording,
+    Stem,
+    audio_file,
+    audio_seconds,
+    collect,
+    family_of,
+)
+from .midi import read_players, read_stems
+
+TRUTH_SUFFIXES = (".mid", ".midi")
+
+
+class RenderedPiece(Piece):
+    """A segment of a stem cache, whose path is `mixture`: the first take of every part, summed."""
+
+    def read(self) -> Recording:
+        segment = read_segment(self.mixture)
+        stems = [segment.stem(row) for row in first_takes(segment)]
+        return Recording(np.sum(stems, axis=0), stems)
+
+
+@lru_cache(maxsize=4)
+def read_segment(path: Path) -> Segment:
+    try:
+        return Segment.decode(path)
+    except DAMAGE as error:
+        raise Broken(f"{path}: damaged ({error})") from error
+
+
+def first_takes(segment: Segment) -> list[int]:
+    """A row a pitched part."""
+    parts = np.unique(segment.part[segment.part >= 0])
+    return [int(np.flatnonzero(segment.part == part)[0]) for part in parts]
+
+
+def family_of_source(name: str) -> str:
+    """Of a rendered stem's instrument: "philharmonia:violin", "font:40" with a General MIDI program, "synth:..."."""
+    kind, _, own = name.partition(":")
+    if own.isdigit():
+        return family_of(own, int(own))
+    return "other" if kind == "synth" else family_of(own)
+
+
+def rendered(root: Path) -> DataSet | None:
+    """A stem cache, see `training.stems`."""
+    paths = sorted(p for p in root.glob("*.npz") if p.stem.isdigit())
+    return collect("rendered stems", root, paths, _rendered_piece, []) if paths else None
+
+
+def _rendered_piece(path: Path, problems: list[str]) -> Piece:
+    segment = read_segment(path)
+    stems = []
+    for row in first_takes(segment):
+        name = segment.instrument[row]
+        notes = segment.notes[segment.notes[:, 0] == row][:, 1:4].astype(float)
+        stems.append(Stem(f"{segment.part[row]}", name, family_of_source(name), None, notes))
+    if not stems:
+        raise Broken(f"{path}: no stem with notes")
+    return RenderedPiece(path.stem, path.stem, path, tuple(stems), (), segment.audio.shape[1] / SAMPLERATE)
+
+
+def excerpts(root: Path) -> DataSet | None:
+    """``X/{mix.flac,stems/NN_name.flac,notes.mid,meta.json}``: a track a stem, of its name; drums have no notes."""
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and (p / "notes.mid").is_file()]
+    return collect("excerpts", root, folders, _excerpt, []) if folders else None
+
+
+def _excerpt(folder: Path, problems: list[str]) -> Piece:
+    mixture = audio_file(folder / "mix")
+    if mixture is None:
+        raise Broken(f"{folder}: no mixture mix.flac or mix.wav")
+    tracks = dict(read_players(folder / "notes.mid"))
+    try:
+        described = {stem["name"]: stem for stem in json.loads((folder / "meta.json").read_text())["stems"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        described = {}
+    stems, distractors = [], []
+    for path in sorted(p for p in (folder / "stems").glob("*") if p.suffix in AUDIO_SUFFIXES):
+        if path.stem in tracks:
+            name = path.stem.partition("_")[2] or path.stem
+            family = _excerpt_family(name, described.get(path.stem, {}))
+            stems.append(Stem(path.stem, name, family, path, tracks.pop(path.stem)))
+        elif "drum" in path.stem or described.get(path.stem, {}).get("drum"):
+            distractors.append(path)
+        else:
+            problems.append(f"{path}: no track of that name in notes.mid")
+    problems += [f"{folder}: no recording of the track {name!r}" for name in tracks]
+    if not stems:
+        raise Broken(f"{folder}: no stem with notes")
+    return Piece(folder.name, folder.name, mixture, tuple(stems), tuple(distractors), audio_seconds(mixture))
+
+
+def _excerpt_family(name: str, described: dict) -> str:
+    """By the General MIDI program of a sound font's stem, else by its name; synthesizers are "other"."""
+    program = str(described.get("program", ""))
+    if described.get("source") == "am":
+        return "other"
+    return family_of(name, int(program)) if program.isdigit() else family_of(name)
+
+
+def flat(root: Path) -> DataSet | None:
+    """NAME.wav or NAME.flac beside NAME.mid, a track a player."""
+    audio, truth = (_files_by_name(root, suffixes) for suffixes in (AUDIO_SUFFIXES, TRUTH_SUFFIXES))
+    if not audio.keys() & truth.keys():
+        return None
+    alone = [path for path in [*audio.values(), *truth.values()] if not (path.stem in audio and path.stem in truth)]
+    problems = [f"{path}: no partner of the same name" for path in alone]
+
+    def piece(name: str, problems: list[str]) -> Piece:
+        players = read_players(truth[name])
+        if not players:
+            read_stems(truth[name])  # it says what is wrong
+        stems = [
+            Stem(f"{k}", track, family_of(track), None, notes) for k, (track, notes) in enumerate(players, 1)
+        ]
+        return Piece(name, name, audio[name], tuple(stems), (), audio_seconds(audio[name]))
+
+    return collect("NAME.wav beside NAME.mid", root, sorted(audio.keys() & truth.keys()), piece, problems)
+
+
+def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
+    """Files by their bare name; of two that differ in nothing but the suffix, the one whose suffix stands first."""
+    try:
+        paths = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
+    except OSError as error:
+        raise UserError(f"{str(folder)!r} cannot be listed ({error.strerror}); give another folder") from error
+    return {p.stem: p for p in sorted(paths, key=lambda p: suffixes.index(p.suffix.lower()), reverse=True)}
