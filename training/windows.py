@@ -17,7 +17,8 @@ from webdataset.utils import pytorch_worker_info
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES, PAPER, SAMPLERATE
 
-from .data.datasets import FAMILIES, family_of
+from .data.datasets import FAMILIES
+from .data.own import family_of_source
 from .frontend import FrontEnd
 from .metrics import note_frames
 from .mixing import Mixture, mix
@@ -99,8 +100,7 @@ def family_index(segment: Segment, row: int) -> int:
     """Into FAMILIES, of a segment's stem."""
     if segment.family is not None:
         return FAMILIES.index(segment.family[row])
-    name = segment.instrument[row].partition(":")[2]
-    return FAMILIES.index(family_of(name, int(name)) if name.isdigit() else family_of(name, None))
+    return FAMILIES.index(family_of_source(segment.instrument[row]))
 
 
 def collate(windows: list[Window]) -> WindowBatch:
