@@ -1,6 +1,7 @@
 """The figures: do they say what their specification says, and does a folder become a table or one line of advice?"""
 
 import argparse
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from realtime_mpe.errors import UserError
 from realtime_mpe.host import Settings
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.training import evaluate, metrics, predict
+from realtime_mpe.training.data.midi import read_stems
 from realtime_mpe.window_model import WindowInfo
 
 T = 200  # frames of most cases here, 6.4 s
@@ -293,7 +295,7 @@ def test_tempo_changes_hold_for_all_tracks_and_drums_are_left_out(tmp_path):
         [*note_messages(72, 480, 720, channel=2), (960, mido.MetaMessage("set_tempo", tempo=250_000))],
         note_messages(48, 960, 1440),
     )
-    stems = evaluate.read_stems(path)
+    stems = read_stems(path)
     assert [stem.tolist() for stem in stems] == [[[0.0, 1.5, 60]], [[0.5, 1.0, 72]], [[1.5, 1.75, 48]]]
 
 
@@ -305,7 +307,7 @@ def test_repeated_and_hanging_notes(tmp_path):
         (480, mido.Message("note_off", note=50)),
         (960, mido.Message("note_off", note=50)),
     ]
-    stems = evaluate.read_stems(write_midi(tmp_path / "a.mid", repeated, overtaken))
+    stems = read_stems(write_midi(tmp_path / "a.mid", repeated, overtaken))
     assert stems[0].tolist() == [[0.0, 0.5, 60], [0.5, 1.0, 60]]  # the hanging note ends with the file
     assert stems[1].tolist() == [[0.0, 0.5, 50], [0.5, 1.0, 50]]
 
@@ -331,7 +333,7 @@ def engine(monkeypatch):
 
     def transcribe_file(path, model, settings):
         heard.append((path.name, model, settings))
-        notes = emitted(evaluate.read_stems(path.with_suffix(".mid"))[0], delay=0.1)
+        notes = emitted(read_stems(path.with_suffix(".mid"))[0], delay=0.1)
         mix = metrics.notes_to_roll(notes, 94).astype(np.float32)
         return SimpleNamespace(mix=mix, slots=mix[None], notes=notes)
 
@@ -457,6 +459,16 @@ def test_a_piece_that_breaks_is_named_and_costs_no_other(folder, engine, monkeyp
         run("mine.onnx", folder)
 
 
+def test_pieces_of_one_name_are_kept_apart(folder, engine, tmp_path, monkeypatch):
+    """As the tracks of one number that a data set has in several of its folders."""
+    data = evaluate.open_dataset(folder)
+    twins = tuple(dataclasses.replace(piece, name="twin") for piece in data.pieces)
+    monkeypatch.setattr(evaluate, "open_dataset", lambda folder: dataclasses.replace(data, pieces=twins))
+    report = evaluate.evaluate("mine.onnx", folder, predictions=tmp_path / "npz")
+    assert [row["mix_R"] for row in report["each"].values()] == [pytest.approx(50), 100]
+    assert sorted(path.name for path in (tmp_path / "npz").iterdir()) == ["twin (2).npz", "twin.npz"]
+
+
 def test_ctrl_c_ends_without_a_traceback_or_a_table(folder, engine, monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -472,9 +484,7 @@ def remove_truth(folder):
         path.unlink()
 
 
-BROKEN_FOLDERS = {
-    "is empty": (lambda f: [path.unlink() for path in f.iterdir()], "no recordings"),
-    "has no truth": (remove_truth, "duo.wav"),
+BROKEN_FILES = {
     "holds text for MIDI": (lambda f: (f / "duo.mid").write_text("do re mi"), "duo.mid"),
     "holds a cut MIDI file": (lambda f: (f / "duo.mid").write_bytes((f / "duo.mid").read_bytes()[:30]), "duo.mid"),
     "holds several songs": (lambda f: (f / "duo.mid").write_bytes(b"MThd\0\0\0\6\0\2\0\0\1\xe0"), "type 2"),
@@ -485,12 +495,26 @@ BROKEN_FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("breakage, named", BROKEN_FOLDERS.values(), ids=BROKEN_FOLDERS)
-def test_a_folder_that_cannot_be_used_is_refused_before_the_work_begins(folder, engine, breakage, named):
+@pytest.mark.parametrize("breakage, named", BROKEN_FILES.values(), ids=BROKEN_FILES)
+def test_a_broken_file_is_named_and_left_out_and_alone_it_is_refused(folder, engine, capsys, breakage, named):
     breakage(folder)
+    assert run("mine.onnx", folder) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("1 file,") and named in err and "\n\n" not in err
+    for alone in folder.glob("solo.*"):
+        alone.unlink()
+    engine.clear()
     with pytest.raises(UserError, match=named) as error:
         run("mine.onnx", folder)
     assert "\n" not in str(error.value) and ";" in str(error.value)  # the trouble; the way out
+    assert not engine
+
+
+@pytest.mark.parametrize("breakage", [remove_truth, lambda f: [path.unlink() for path in f.iterdir()]])
+def test_a_folder_of_nothing_is_refused_before_the_work_begins(folder, engine, breakage):
+    breakage(folder)
+    with pytest.raises(UserError, match=str(folder)):
+        run("mine.onnx", folder)
     assert not engine
 
 

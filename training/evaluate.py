@@ -27,7 +27,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -36,9 +36,7 @@ from importlib import import_module
 from multiprocessing import get_context
 from pathlib import Path
 
-import mido
 import numpy as np
-import soundfile
 
 from realtime_mpe.errors import UserError
 from realtime_mpe.host import Settings
@@ -46,6 +44,8 @@ from realtime_mpe.model import model_path
 from realtime_mpe.window_model import WindowInfo
 
 from . import metrics, protocol
+from .data.datasets import Piece, Stem, open_dataset
+from .data.splits import load_split
 from .metrics import Counts, FileScore, score_file
 from .predict import (
     Prediction,
@@ -56,23 +56,9 @@ from .predict import (
     hear,
 )
 from .protocol import LEVELS, MODEL, RANK, SPLITS, Curve, MixtureScore, SlotScore
-from .scores import in_time
 
-AUDIO_SUFFIXES = (".wav", ".flac")
-TRUTH_SUFFIXES = (".mid", ".midi")
-DRUM_CHANNEL = 9  # 0-based: what people call channel 10
 INTERRUPTED = 130  # what shells expect of a program that Ctrl-C ended before its work was done
 VALIDATION, MODEL_FILE, ORACLE = "validation", "model file", "oracle threshold"
-
-
-@dataclass(frozen=True)
-class Recording:
-    """One piece of a flat folder. seconds : of audio.  stems : (n, 3) each, n > 0: onset s, offset s, MIDI number."""
-
-    name: str
-    audio: Path
-    seconds: float
-    stems: tuple[np.ndarray, ...]
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -139,7 +125,7 @@ class Listening:
 class Heard:
     """One piece after the first pass; its prediction lies in the file `path`. live : what the engine sent, scored."""
 
-    piece: object
+    piece: Piece
     path: Path
     cpu_seconds: float
     mixture: MixtureScore
@@ -337,114 +323,51 @@ def live_figures(scores: Sequence[FileScore]) -> dict:
 # The pieces
 
 
-def choose_pieces(dataset: Path, split: str | None, validation: Path | None) -> tuple[list, list, list[str]]:
+def choose_pieces(
+    dataset: Path, split: str | None, validation: Path | None
+) -> tuple[list[Piece], list[Piece], list[str]]:
     """-> pieces to score, pieces to choose thresholds on (perhaps none), and a line on each piece that is left out."""
-    from .data.datasets import open_dataset  # it reads flat folders by means of this module
-    from .data.splits import load_split
-
-    data = open_dataset(Path(dataset))
-    problems, held_out = list(data.problems), []
-    test = list(data.pieces)
-    if split is not None:
-        sides = load_split(split, data)
-        test, held_out = list(sides["test"]), list(sides.get("validation", ()))
+    data = open_dataset(dataset)
+    problems = list(data.problems)
+    sides = {"test": data.pieces, "validation": ()} if split is None else load_split(split, data)
+    test, held_out = (with_notes(sides[side], problems) for side in ("test", "validation"))
     if validation is not None:
-        other = open_dataset(Path(validation))
+        other = open_dataset(validation)
         problems += other.problems
-        held_out = list(other.pieces)
-    for pieces, folder in ((test, dataset), (held_out, validation or dataset)):
-        problems += [f"{p.name}: it has no notes" for p in pieces if not _has_notes(p)]
-        if pieces and not any(map(_has_notes, pieces)):
-            raise UserError(f"no piece of {folder} has notes; give one whose notes are known")
-    test, held_out = ([p for p in pieces if _has_notes(p)] for pieces in (test, held_out))
-    if not test:
-        raise UserError(f"there is nothing to score in {dataset}; give a folder of recordings whose notes are known")
+        held_out = with_notes(other.pieces, problems)
+    for pieces, wanted in ((test, True), (held_out, validation is not None)):
+        if wanted and not pieces:
+            folder = dataset if pieces is test else validation
+            reason = f"; {problems[0]}" if problems else ""
+            raise UserError(f"no piece of {folder} can be scored{reason}; give recordings whose notes are known")
     return test, held_out, problems
 
 
-def _has_notes(piece) -> bool:
-    return any(len(stem.notes) for stem in piece.stems)
+def with_notes(pieces: Sequence[Piece], problems: list[str]) -> list[Piece]:
+    """Those that can be scored, their notes read and their names made unique; `problems` gets a line on each other."""
+    found, seen = [], Counter()
+    for piece in pieces:
+        try:
+            stems = tuple(Stem(s.name, s.instrument, s.family, s.audio, s.notes) for s in piece.stems)
+        except UserError as error:
+            problems.append(f"{piece.name}: {error}")
+            continue
+        if any(len(stem.notes) for stem in stems):
+            seen[piece.name] += 1
+            name = piece.name if seen[piece.name] == 1 else f"{piece.name} ({seen[piece.name]})"
+            found.append(replace(piece, name=name, stems=stems))
+        else:
+            problems.append(f"{piece.name}: it has no notes")
+    return found
 
 
-def truth_of(piece) -> tuple[list[np.ndarray], list[str]]:
+def truth_of(piece: Piece) -> tuple[list[np.ndarray], list[str]]:
     """Notes (n, 3) and family of each stem."""
     return [stem.notes[:, :3] for stem in piece.stems], [stem.family for stem in piece.stems]
 
 
-def file_name(piece) -> str:
+def file_name(piece: Piece) -> str:
     return piece.name.replace("/", "_").replace("\\", "_")
-
-
-# Flat folders
-
-
-def find_recordings(folder: Path, say: Callable[[str], None] = lambda line: None) -> list[Recording]:
-    """NAME.wav or NAME.flac with NAME.mid of a folder, by name; `say` is told of files without a partner."""
-    audio, truth = (_files_by_name(folder, suffixes) for suffixes in (AUDIO_SUFFIXES, TRUTH_SUFFIXES))
-    names = sorted(audio.keys() & truth.keys())
-    alone = sorted(path.name for path in [*audio.values(), *truth.values()] if path.stem not in names)
-    if not names:
-        found = f"no two files of one name ({', '.join(alone[:3])})" if alone else "no recordings"
-        raise UserError(f"there are {found} in {str(folder)!r}; NAME.wav or NAME.flac is needed beside NAME.mid")
-    if alone:
-        say(f"left out, for want of a partner of the same name: {', '.join(alone)}")
-    return [Recording(name, audio[name], audio_seconds(audio[name]), tuple(read_stems(truth[name]))) for name in names]
-
-
-def _files_by_name(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Files by their bare name; of two that differ in nothing but the suffix, the one whose suffix stands first."""
-    try:
-        paths = [p for p in folder.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith(".")]
-    except OSError as error:
-        raise UserError(
-            f"{str(folder)!r} cannot be listed ({error.strerror}); give a folder that holds NAME.wav beside NAME.mid"
-        ) from error
-    return {p.stem: p for p in sorted(paths, key=lambda p: suffixes.index(p.suffix.lower()), reverse=True)}
-
-
-def audio_seconds(path: Path) -> float:
-    try:
-        seconds = soundfile.info(str(path)).duration
-    except (soundfile.SoundFileError, OSError) as error:
-        raise UserError(f"{path} cannot be read as audio ({error}); convert it to WAV or FLAC") from error
-    if not seconds > 0:
-        raise UserError(f"{path} holds no sound; take it out of the folder")
-    return seconds
-
-
-def read_stems(path: Path) -> list[np.ndarray]:
-    """Notes of every player of a MIDI file: (n, 3) arrays of onset s, offset s and MIDI number, by onset.
-
-    A player is what one track plays on one channel; the drum channel is left out. Notes are taken as they stand, for
-    they are the measure: nothing is dropped, cut or joined. A note-off ends every note of its key that began at an
-    earlier tick; a note without one lasts to the end of the file.
-    """
-    try:
-        midi = mido.MidiFile(path, clip=True)
-    except (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-            mido.KeySignatureError) as error:  # fmt: skip  # mido lets the bare errors of its parser through
-        raise UserError(f"{path} cannot be read as MIDI ({error or type(error).__name__}); export it again") from error
-    if midi.type == 2 or midi.ticks_per_beat <= 0:
-        raise UserError(f"{path} is a type 2 file or counts in SMPTE frames; export it as type 1 with ticks per beat")
-    players: dict[tuple[int, int], list[tuple[float, float, int]]] = {}
-    sounding: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
-    seconds = 0.0
-    for tick, seconds, track, message in in_time(midi):
-        if message.type not in ("note_on", "note_off") or message.channel == DRUM_CHANNEL:
-            continue
-        begun = sounding.setdefault((track, message.channel, message.note), [])
-        if message.type == "note_on" and message.velocity > 0:
-            begun.append((tick, seconds))
-            continue
-        ended = [onset for since, onset in begun if since < tick]
-        begun[:] = [(since, onset) for since, onset in begun if since == tick]
-        players.setdefault((track, message.channel), []).extend((onset, seconds, message.note) for onset in ended)
-    for (track, channel, note), begun in sounding.items():
-        players.setdefault((track, channel), []).extend((onset, seconds, note) for _, onset in begun)
-    stems = [np.array(sorted(notes), float) for _, notes in sorted(players.items()) if notes]
-    if not stems:
-        raise UserError(f"{path} has no notes outside the drum channel; give a MIDI file of what is played")
-    return stems
 
 
 # The work
@@ -470,7 +393,7 @@ def _in_order(function: Callable, tasks: Sequence[tuple], jobs: int) -> Iterator
         pool.shutdown(cancel_futures=True)
 
 
-def listen(piece, listening: Listening, path: Path) -> Heard | LeftOut:
+def listen(piece: Piece, listening: Listening, path: Path) -> Heard | LeftOut:
     """First pass: one piece to a prediction, kept in `path`. The clock is CPU time: wall time would measure the other
     jobs too."""
     stems, families = truth_of(piece)
@@ -510,7 +433,7 @@ def judge_all(heard: Sequence[Heard], mix_threshold: float, levels: Sequence[str
     return verdict
 
 
-def judge(piece, path: Path, mix_threshold: float, levels: Sequence[str]) -> Judged:
+def judge(piece: Piece, path: Path, mix_threshold: float, levels: Sequence[str]) -> Judged:
     """Second pass, when the mixture's threshold is known."""
     prediction = Prediction.load(path)
     mix, n_frames = prediction.mix, prediction.mix.shape[1]
@@ -567,6 +490,7 @@ PLAYERS = {"stem": "stems", "family": "families"}
 
 def format_report(report: dict) -> str:
     """The table that people read, of what `evaluate` returns."""
+    count = report["files"]
     if report["live"]:
         lookahead = "its own" if report["lookahead"] is None else f"{report['lookahead']} frames"
         how = f"live engine, look-ahead {lookahead}, sensitivity {report['sensitivity']:g}"
@@ -578,7 +502,7 @@ def format_report(report: dict) -> str:
         ORACLE: "ORACLE THRESHOLD: chosen on these very files",
     }[report["thresholds"]]
     lines = [
-        f"{report['files']} files, {report['seconds'] / 60:.1f} minutes; model {report['model']}, {how}",
+        f"{count} file{'s' * (count != 1)}, {report['seconds'] / 60:.1f} minutes; model {report['model']}, {how}",
         f"{thresholds}; mixture {report['mix_threshold']:.3f}"
         + "".join(
             f", {PLAYERS[level]} {report[f'{level}_threshold']:.3f}"
