@@ -5,6 +5,7 @@ import io
 import pickle
 import re
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from .datasets import (
     audio_file,
     audio_seconds,
     collect,
+    family_of,
 )
 
 # URMP: pieces whose stems are partly the same recordings, played together with others
@@ -34,7 +36,7 @@ INSTRUMENTS = {
     "tba": "tuba",
 }
 BACH10_PARTS = (("violin", "violin"), ("clarinet", "clarinet"), ("saxphone", "saxophone"), ("bassoon", "bassoon"))
-BACH10_HOP, BACH10_FIRST = 0.010, 0.013  # s; the 1-based frame k of its annotations is centred on FIRST + HOP * k
+BACH10_HOP, BACH10_CENTRE = 0.010, 0.013  # s; the 1-based frame k of its annotations is centred on CENTRE + HOP * k
 MUSICNET_RATE = 44_100  # its times are sample indices at this rate
 MUSICNET_COLUMNS = (("start_time", "end_time", "instrument", "note"),
                     ("start_sample", "end_sample", "instrument_id", "midi_note"))  # fmt: skip
@@ -46,9 +48,9 @@ MUSICNET_INSTRUMENTS = {  # General MIDI programs counted from 1
 
 def urmp(root: Path) -> DataSet | None:
     """``NN_Name_ins1_ins2/{AuMix,AuSep,Notes}_*``; a Notes row is onset s, Hz, duration s."""
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and any(p.glob("Notes_*.txt"))]
-    folders += [p for p in sorted(root.iterdir()) if p.is_dir() and p not in folders and any(p.glob("AuSep_*"))]
-    return collect("URMP", root, sorted(folders), _urmp_piece, []) if folders else None
+    signs = ("Notes_*.txt", "AuSep_*", "AuMix_*")
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and any(any(p.glob(sign)) for sign in signs)]
+    return collect("URMP", root, folders, _urmp_piece, []) if folders else None
 
 
 def _urmp_piece(folder: Path, problems: list[str]) -> Piece:
@@ -70,7 +72,7 @@ def _urmp_piece(folder: Path, problems: list[str]) -> Piece:
     labelled = {stem.name for stem in stems}
     for path in sorted(folder.glob("AuSep_*")):
         if "_".join(path.name.split("_")[1:3]) not in labelled:
-            problems.append(f"{path}: a recording without its Notes file")
+            raise Broken(f"{path}: no Notes file of this player, who is heard in the mixture")
     return _acoustic_piece(folder, f"urmp-{'-'.join(map(str, group))}", mixture, stems)
 
 
@@ -79,8 +81,9 @@ def _acoustic_piece(folder: Path, group: str, mixture: Path | None, stems: list[
         raise Broken(f"{folder}: no notes of any player")
     if mixture is None and any(stem.audio is None for stem in stems):
         raise Broken(f"{folder}: neither a mixture nor all of its stems")
-    sounds = [mixture] if mixture is not None else [stem.audio for stem in stems]
-    return Piece(folder.name, group, mixture, tuple(stems), (), max(map(audio_seconds, sounds)))
+    lasting = [audio_seconds(stem.audio) for stem in stems if stem.audio is not None]
+    seconds = max(lasting) if mixture is None else audio_seconds(mixture)
+    return Piece(folder.name, group, mixture, tuple(stems), (), seconds)
 
 
 def read_urmp_notes(path: Path) -> np.ndarray:
@@ -102,32 +105,39 @@ def by_onset(notes: np.ndarray) -> np.ndarray:
 
 def bach10(root: Path) -> DataSet | None:
     """``NN-Name/{NN-Name-<instrument>.wav, NN-Name-GTNotes.mat}``; the mixture is the exact sum of the stems."""
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and (p / f"{p.name}-GTNotes.mat").is_file()]
-    folders += [p for p in sorted(root.iterdir()) if p.is_dir() and p not in folders and any(p.glob("*-bassoon.*"))]
-    return collect("Bach10", root, sorted(folders), _bach10_piece, []) if folders else None
+    signs = ("*-GTNotes.mat", "*-bassoon.*")
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and any(any(p.glob(sign)) for sign in signs)]
+    return collect("Bach10", root, folders, _bach10_piece, []) if folders else None
 
 
 def _bach10_piece(folder: Path, problems: list[str]) -> Piece:
     path = folder / f"{folder.name}-GTNotes.mat"
     try:
-        parts = loadmat(path)["GTNotes"]
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError) as error:
+        parts = [[bach10_note(note) for note in part.ravel()] for part in loadmat(path)["GTNotes"].ravel()]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
         raise Broken(f"{path}: no GTNotes can be read from it") from error
+    if len(parts) != len(BACH10_PARTS):
+        raise Broken(f"{path}: GTNotes of {len(parts)} parts instead of {len(BACH10_PARTS)}")
     stems = []
-    for (file_name, instrument), part in zip(BACH10_PARTS, parts[:, 0], strict=False):
+    for (file_name, instrument), part in zip(BACH10_PARTS, parts, strict=True):
         audio = audio_file(folder / f"{folder.name}-{file_name}")
         if audio is None:
             raise Broken(f"{folder}: no recording of the {instrument}")
-        notes = []
-        for note in part[:, 0]:
-            frames, pitches = np.asarray(note, float).reshape(2, -1)
-            if len(frames):
-                first, last = frames.min() - 0.5, frames.max() + 0.5
-                times = (BACH10_FIRST + BACH10_HOP * edge for edge in (first, last))
-                notes.append((*times, np.round(np.median(pitches))))
-        family = "strings" if instrument == "violin" else "woodwinds"
-        stems.append(Stem(instrument, instrument, family, audio, by_onset(np.array(notes, float).reshape(-1, 3))))
+        notes = by_onset(np.array(part, float).reshape(-1, 3))
+        stems.append(Stem(instrument, instrument, family_of(instrument), audio, notes))
     return _acoustic_piece(folder, f"bach10-{folder.name}", None, stems)
+
+
+def bach10_note(note: np.ndarray) -> tuple[float, float, float]:
+    """(2, n) frames counted from 1 and MIDI pitches -> onset s, offset s, MIDI number: from edge to edge of its frames.
+
+    ValueError if it has another shape.
+    """
+    frames, pitches = np.asarray(note, float)
+    if not len(frames):
+        raise ValueError("a note without frames")
+    onset, offset = (BACH10_CENTRE + BACH10_HOP * edge for edge in (frames.min() - 0.5, frames.max() + 0.5))
+    return onset, offset, np.round(np.median(pitches))
 
 
 def musicnet(root: Path) -> DataSet | None:
@@ -147,7 +157,8 @@ def _musicnet_piece(path: Path, problems: list[str]) -> Piece:
     audio = audio_file(path.parents[1] / path.parent.name.replace("_labels", "_data") / path.stem)
     if audio is None:
         raise Broken(f"{path}: no recording {path.stem}.wav")
-    return Piece(path.stem, f"musicnet-{path.stem}", audio, players(read_musicnet_csv(path)), (), audio_seconds(audio))
+    stems = players(read_musicnet_csv(path), path)
+    return Piece(path.stem, f"musicnet-{path.stem}", audio, stems, (), audio_seconds(audio))
 
 
 def read_musicnet_csv(path: Path) -> np.ndarray:
@@ -164,23 +175,26 @@ def read_musicnet_csv(path: Path) -> np.ndarray:
     return np.column_stack([rows[:, :2] / MUSICNET_RATE, rows[:, 3], rows[:, 2]])
 
 
-def players(labels: np.ndarray) -> tuple[Stem, ...]:
-    """(N, 4) as above -> a stem an instrument."""
+def players(labels: np.ndarray, source: object) -> tuple[Stem, ...]:
+    """(N, 4) as above -> a stem an instrument. Broken, which names the source, if there are none."""
     stems = []
     for program in np.unique(labels[:, 3]).astype(int):
         name = MUSICNET_INSTRUMENTS.get(int(program), f"program {program}")
         notes = by_onset(labels[labels[:, 3] == program, :3])
         stems.append(Stem(str(program), name, PROGRAMS.get(int(program) - 1, "other"), None, notes))
     if not stems:
-        raise Broken("a label file without a note")
+        raise Broken(f"{source}: labels without a note")
     return tuple(stems)
 
 
-class NpzPiece(Piece):
-    """A recording inside musicnet.npz, whose path is `mixture`."""
+@dataclass(frozen=True)
+class ArchivedPiece(Piece):
+    """A recording inside musicnet.npz."""
+
+    archive: Path
 
     def read(self) -> Recording:
-        audio, _ = read_npz_member(self.mixture, self.name)
+        audio, _ = read_npz_member(self.archive, self.name)
         return Recording(at_samplerate(audio, MUSICNET_RATE), [None] * len(self.stems))
 
 
@@ -196,7 +210,8 @@ def _musicnet_npz(root: Path) -> DataSet:
         audio, intervals = read_npz_member(path, name)
         rows = [(begin, end, data[1], data[0]) for begin, end, data in intervals]
         labels = np.array(rows, float).reshape(-1, 4) / [MUSICNET_RATE, MUSICNET_RATE, 1, 1]
-        return NpzPiece(name, f"musicnet-{name}", path, players(labels), (), len(audio) / MUSICNET_RATE)
+        stems, seconds = players(labels, f"{path}: {name}"), len(audio) / MUSICNET_RATE
+        return ArchivedPiece(name, f"musicnet-{name}", None, stems, (), seconds, path)
 
     return collect("MusicNet", root, names, piece, [])
 

@@ -53,11 +53,11 @@ def family_of(name: str, program: int | None = None) -> str:
     return max(found)[1] if found else "other"  # the longest word: an English horn is no brass
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Stem:
-    """One player. name : within the piece.  audio : None without an isolated recording.
+    """One player. name : within the piece.  instrument : "" if unknown.  audio : None without an isolated recording.
 
-    notes : (N, 3) onset s, offset s, MIDI number, by onset.
+    notes : (N, 3) float64: onset s, offset s, MIDI number, by onset.
     """
 
     name: str
@@ -68,7 +68,10 @@ class Stem:
 
 
 class LazyStem(Stem):
-    """Its notes are read when they are first asked for: a large data set has thousands of files of them."""
+    """Its notes are read when they are first asked for: a large data set has thousands of files of them.
+
+    read : must survive pickling. UserError from it reaches who asks for the notes.
+    """
 
     def __init__(self, name: str, instrument: str, family: str, audio: Path | None, read: Callable[[], np.ndarray]):
         self.__dict__.update(name=name, instrument=instrument, family=family, audio=audio, read=read)
@@ -122,8 +125,8 @@ class DataSet:
     problems: tuple[str, ...]
 
 
-class Broken(Exception):
-    """Why a piece or stem cannot be used; it becomes one of the data set's problems."""
+class Broken(UserError):
+    """Why a piece cannot be used; in `collect` it becomes one of the data set's problems."""
 
 
 def read_audio(path: Path) -> np.ndarray:
@@ -170,7 +173,7 @@ def collect(name: str, root: Path, folders: Iterable, read: Callable[..., Piece]
     for folder in folders:
         try:
             pieces.append(read(folder, problems))
-        except (Broken, UserError) as error:
+        except UserError as error:
             problems.append(str(error))
     return DataSet(name, root, tuple(pieces), tuple(problems))
 
@@ -187,11 +190,16 @@ def open_dataset(folder: Path, layout: str | None = None) -> DataSet:
         raise UserError(f"there is no folder {str(folder)!r}; give the folder of a data set")
     if layout is not None and layout not in LAYOUTS:
         raise UserError(f"layout {layout!r} is unknown; known are {', '.join(LAYOUTS)}")
-    for name in LAYOUTS if layout is None else [layout]:
-        found = LAYOUTS[name](folder)
-        if found is not None:
-            return found
-    seen = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())[:5]
-    raise UserError(
-        f"{str(folder)!r} is no data set that is known ({', '.join(LAYOUTS)}); it holds {', '.join(seen) or 'nothing'}"
-    )
+    try:
+        for name in LAYOUTS if layout is None else [layout]:
+            found = LAYOUTS[name](folder)
+            if found is not None:
+                return found
+        seen = sorted(p.name + "/" * p.is_dir() for p in folder.iterdir())
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or folder} cannot be read ({error.strerror}); check who may read it"
+        ) from error
+    listed = ", ".join(seen[:5]) + (", ..." if len(seen) > 5 else "") or "nothing"
+    known = ", ".join(LAYOUTS) if layout is None else layout
+    raise UserError(f"{str(folder)!r} has none of the known layouts ({known}); it holds {listed}")

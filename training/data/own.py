@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from functools import lru_cache
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,27 +28,25 @@ from .midi import read_players, read_stems
 TRUTH_SUFFIXES = (".mid", ".midi")
 
 
+@dataclass(frozen=True)
 class RenderedPiece(Piece):
-    """A segment of a stem cache, whose path is `mixture`: the first take of every part, summed."""
+    """A segment of a stem cache: the first take of every pitched part, summed."""
+
+    segment: Path
 
     def read(self) -> Recording:
-        segment = read_segment(self.mixture)
-        stems = [segment.stem(row) for row in first_takes(segment)]
+        try:
+            segment = Segment.decode(self.segment)
+        except DAMAGE as error:
+            raise UserError(f"{self.segment} is damaged ({error}); delete it and render again") from error
+        stems = [segment.stem(row) for row in first_takes(segment.part)]
         return Recording(np.sum(stems, axis=0), stems)
 
 
-@lru_cache(maxsize=4)
-def read_segment(path: Path) -> Segment:
-    try:
-        return Segment.decode(path)
-    except DAMAGE as error:
-        raise Broken(f"{path}: damaged ({error})") from error
-
-
-def first_takes(segment: Segment) -> list[int]:
-    """A row a pitched part."""
-    parts = np.unique(segment.part[segment.part >= 0])
-    return [int(np.flatnonzero(segment.part == part)[0]) for part in parts]
+def first_takes(part: np.ndarray) -> list[int]:
+    """(S,) -> the first row of every part that has notes."""
+    parts, rows = np.unique(part, return_index=True)
+    return [int(row) for row in rows[parts >= 0]]
 
 
 def family_of_source(name: str) -> str:
@@ -66,15 +64,21 @@ def rendered(root: Path) -> DataSet | None:
 
 
 def _rendered_piece(path: Path, problems: list[str]) -> Piece:
-    segment = read_segment(path)
+    try:
+        with np.load(path) as data:
+            part, notes, names = data["part"], data["notes"].astype(float), data["instrument"]
+            with data.zip.open("audio.npy") as file:  # its header alone: the audio of a cache is gigabytes
+                np.lib.format.read_magic(file)
+                (_, n_samples), _, _ = np.lib.format.read_array_header_1_0(file)
+    except DAMAGE as error:
+        raise Broken(f"{path}: damaged ({error}); delete it and render again") from error
     stems = []
-    for row in first_takes(segment):
-        name = segment.instrument[row]
-        notes = segment.notes[segment.notes[:, 0] == row][:, 1:4].astype(float)
-        stems.append(Stem(f"{segment.part[row]}", name, family_of_source(name), None, notes))
+    for row in first_takes(part):
+        name = str(names[row])
+        stems.append(Stem(str(part[row]), name, family_of_source(name), None, notes[notes[:, 0] == row, 1:4]))
     if not stems:
         raise Broken(f"{path}: no stem with notes")
-    return RenderedPiece(path.stem, path.stem, path, tuple(stems), (), segment.audio.shape[1] / SAMPLERATE)
+    return RenderedPiece(path.stem, path.stem, None, tuple(stems), (), n_samples / SAMPLERATE, path)
 
 
 def excerpts(root: Path) -> DataSet | None:
@@ -101,8 +105,11 @@ def _excerpt(folder: Path, problems: list[str]) -> Piece:
         elif "drum" in path.stem or described.get(path.stem, {}).get("drum"):
             distractors.append(path)
         else:
-            problems.append(f"{path}: no track of that name in notes.mid")
-    problems += [f"{folder}: no recording of the track {name!r}" for name in tracks]
+            raise Broken(f"{path}: no track of that name in notes.mid")
+    for name, notes in tracks.items():
+        problems.append(f"{folder}: no recording of the track {name!r}")
+        own = name.partition("_")[2] or name
+        stems.append(Stem(name, own, _excerpt_family(own, described.get(name, {})), None, notes))
     if not stems:
         raise Broken(f"{folder}: no stem with notes")
     return Piece(folder.name, folder.name, mixture, tuple(stems), tuple(distractors), audio_seconds(mixture))
@@ -128,9 +135,7 @@ def flat(root: Path) -> DataSet | None:
         players = read_players(truth[name])
         if not players:
             read_stems(truth[name])  # it says what is wrong
-        stems = [
-            Stem(f"{k}", track, family_of(track), None, notes) for k, (track, notes) in enumerate(players, 1)
-        ]
+        stems = [Stem(f"{k}", track, family_of(track), None, notes) for k, (track, notes) in enumerate(players, 1)]
         return Piece(name, name, audio[name], tuple(stems), (), audio_seconds(audio[name]))
 
     return collect("NAME.wav beside NAME.mid", root, sorted(audio.keys() & truth.keys()), piece, problems)

@@ -1,12 +1,12 @@
 """Which pieces of a data set are for training, validation and test: ``splits/*.json`` beside this module.
 
-    dataset   name of the data set, as `open_dataset` gives it
-    source    where the lists come from
-    by        what they list: "number" (before the first _ of a piece's name), "id" (its name) or "piece_id" (either)
-    train, validation, test
-              lists; train may be "rest", validation "every Nth" of what test leaves, by name
-    from      instead of lists: the data set's own file of that name, *<from>*.json below its folder, with the same keys
-              (also "val" for validation)
+dataset   name of the data set, as `open_dataset` gives it
+source    where the lists come from
+by        what they list: "number" (before the first _ of a piece's name), "id" (its name) or "piece_id" (either)
+train, validation, test
+          lists; train may be "rest", validation "every Nth" of what test leaves, by name
+from      instead of lists: the data set's own file of that name, *<from>*.json below its folder, with the same keys
+          (also "val" for validation)
 """
 
 import json
@@ -58,7 +58,7 @@ def load_split(name: str, dataset: DataSet) -> dict[str, list[Piece]]:
             left = [p for p in dataset.pieces if p.name not in taken]
             every = re.fullmatch(r"every (\d+)(?:st|nd|rd|th)", wanted)
             if wanted != "rest" and every is None:
-                raise UserError(f"split {name}: {side} {wanted!r} must be a list, \"rest\" or \"every Nth\"")
+                raise UserError(f'split {name}: {side} {wanted!r} must be a list, "rest" or "every Nth"')
             chosen = left if every is None else [p for p in left if order.index(p.name) % int(every[1]) == 0]
         else:
             entries = [str(entry) for entry in wanted]
