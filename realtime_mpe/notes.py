@@ -38,6 +38,8 @@ class Thresholds:
 
 
 def _shift(probability: float, logits: float) -> float:
+    if not 0.0 < probability < 1.0:  # always and never stay what they are
+        return probability
     odds = probability / (1.0 - probability) * np.exp(logits)
     return float(odds / (1.0 + odds))
 

@@ -1,5 +1,6 @@
 """The slot-attention paper's recipes: sizes, losses, and a training that can be interrupted."""
 
+import copy
 import errno
 import json
 import math
@@ -149,12 +150,12 @@ def test_in_a_fixed_order_a_permutation_is_wrong(duet):
 
 
 def test_losses_have_gradients_and_notice_every_fault(duet, network):
-    recipe = load_recipe("exp3c")
+    recipe, network = load_recipe("exp3c"), copy.deepcopy(network)
+    torch.nn.init.normal_(network.film[-1].weight)  # which begins at zero, and then nothing reaches what is before it
     outputs = network(harmonic_input(torch.rand(2, WINDOW, 216)))
     losses = slot_losses(outputs, duet, recipe)
     sum(losses.values()).backward()
     untouched = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-    network.zero_grad()
     assert not untouched
     clean = perfect(duet, 8, [0, 1])
     extra = clean.slots.clone()

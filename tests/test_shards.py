@@ -77,7 +77,8 @@ def test_targets_are_where_the_notes_are():
     notes = np.array([[0, 1.0, 1.5, 60, 80], [1, 1.2, 3.0, 40, 80]], np.float32)
     segment = Segment(audio, notes, np.arange(2), ["philharmonia:violin", "fluidr3_gm:56"], "s")
     context = 27 * HOP
-    mixture = Mixture(np.zeros(context * 2 + 22 * HOP, np.float32), notes[:, :4].astype(float), ((segment, 0), (segment, 1)))
+    sound = np.zeros(context * 2 + 22 * HOP, np.float32)
+    mixture = Mixture(sound, notes[:, :4].astype(float), ((segment, 0), (segment, 1)))
     window = cut(mixture, context, SourceTable(("fluidr3_gm:56",), np.full((1, 128), 0.5, np.float32)))
     times = context / SAMPLERATE + np.arange(WINDOW) * FRAME_SECONDS
     for stem, (_, onset, offset, midi, _) in enumerate(notes):
@@ -107,7 +108,8 @@ class OnePiece(Piece):
 def piece_of(isolated: bool) -> Piece:
     wave = np.sin(np.arange(30 * SAMPLERATE) * 0.1).astype(np.float32) * 0.3
     notes = np.array([[1.0, 2.0, 60.0], [23.5, 25.0, 62.0], [29.0, 29.5, 20.0]])
-    parts = (Stem("1_vn", "violin", "strings", None, notes), Stem("2_tpt", "trumpet", "brass", None, notes[:1] + [0, 0, 7]))
+    violin = Stem("1_vn", "violin", "strings", None, notes)
+    parts = (violin, Stem("2_tpt", "trumpet", "brass", None, notes[:1] + [0, 0, 7]))
     piece = OnePiece("12_Song", "g12", None, parts, (), 30.0)
     object.__setattr__(piece, "recording", Recording(2 * wave, [wave, wave] if isolated else [None, None]))
     return piece
@@ -122,7 +124,8 @@ def test_recordings_are_cut_into_excerpts_with_their_notes(isolated):
     assert second["audio"].shape == (2, 6 * SAMPLERATE) and list(second["instrument"]) == ["g12:1_vn", "g12:2_tpt"]
     assert ("mixture" in second) != isolated
     assert bool(second["audio"].any()) == isolated
-    segment = Segment(*(second[k] for k in ("audio", "notes", "part")), list(second["instrument"]), "s", ["strings", "brass"])
+    arrays = (second[key] for key in ("audio", "notes", "part"))
+    segment = Segment(*arrays, list(second["instrument"]), "s", list(second["family"]))
     assert [FAMILIES[family_index(segment, row)] for row in (0, 1)] == ["strings", "brass"]
 
 
@@ -131,7 +134,8 @@ def test_a_cluster_renders_what_this_machine_would(tmp_path):
     players = [SynthInstrument(k) for k in range(6)]
     options = dict(seconds=5.0, seed=1)
     stems.render(tmp_path / "here", None, players, 3, **options)
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster:
+    workers = dict(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None)
+    with distributed.LocalCluster(**workers) as cluster:
         done = []
         stems.render(
             tmp_path / "there", None, players, 3, **options, cluster=cluster.scheduler_address,

@@ -20,13 +20,13 @@ from realtime_mpe.window_model import DEFAULT_STRIDE, WindowInfo
 
 from .network import LiveNetwork
 from .pointer import PointerNetwork
+from .predict import TIMBRE_FORMAT
 from .slots import TIMBRE_FRAMES, WINDOW, SlotNetwork, TimbreEncoder, harmonic_input
 
 OPSET = 17
 TOLERANCE = 1e-4
 CHECKED_FRAMES = 64
 CHECKED_WINDOWS = 4
-TIMBRE_FORMAT = "rt-mpe timbre 1"
 
 
 class Hop(nn.Module):

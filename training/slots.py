@@ -93,7 +93,7 @@ class SlotAttention(nn.Module):
         key, value = self.key(tokens), self.value(tokens)
         slots = self.queries.expand(len(tokens), -1, -1)
         for _ in range(ITERATIONS):
-            scores = self.query(self.slot_norm(slots)) @ key.mT * SLOT_DIM**-0.5  # (B, K, N)
+            scores = self.query(self.slot_norm(slots)) @ key.transpose(1, 2) * SLOT_DIM**-0.5  # (B, K, N)
             attention = scores.softmax(1)
             attention = attention / (attention.sum(-1, keepdim=True) + 1e-6)
             slots = self.update((attention @ value).flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
