@@ -4,12 +4,13 @@ import argparse
 import json
 import sys
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 
 from realtime_mpe.errors import UserError
 
-from .datasets import FAMILIES, Broken, DataSet, Piece, audio_seconds, open_dataset
-from .splits import load_split, split_names
+from .datasets import FAMILIES, DataSet, Piece, audio_seconds, open_dataset
+from .splits import SIDES, load_split, missing_pieces, split_names
 
 DEFECTS = 1  # exit code of a data set with something broken
 TOLERANCE = 0.1  # s that a stem may be longer or shorter than its mixture, and that a note may lie beyond the end
@@ -39,10 +40,8 @@ def check(dataset: DataSet) -> dict:
             instruments[stem.instrument or stem.name] += 1
             families[stem.family] += 1
             isolated += stem.audio is not None
-            try:
+            with suppress(UserError):  # which is among the faults
                 notes += len(stem.notes)
-            except (Broken, UserError) as error:
-                problems.append(str(error))
         if sys.stderr.isatty():
             print(f"\rchecked {number} of {len(dataset.pieces)}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
@@ -73,7 +72,7 @@ def faults(piece: Piece) -> list[str]:
                 if abs(seconds - piece.seconds) > TOLERANCE:
                     found.append(f"{stem.audio}: lasts {seconds:.2f} s, its mixture {piece.seconds:.2f} s")
             notes = stem.notes
-        except (Broken, UserError) as error:
+        except UserError as error:
             found.append(str(error))
             continue
         if not len(notes):
@@ -84,17 +83,18 @@ def faults(piece: Piece) -> list[str]:
     for path in piece.distractors:
         try:
             audio_seconds(path)
-        except Broken as error:
+        except UserError as error:
             found.append(str(error))
     return found
 
 
 def splits(dataset: DataSet) -> dict[str, dict[str, int]]:
-    """Pieces on each side of every known split of the data set."""
+    """Pieces on each side of every known split of the data set, and how many of the split are "missing"."""
     found = {}
     for name in split_names():
         try:
-            found[name] = {side: len(pieces) for side, pieces in load_split(name, dataset).items()}
+            sides = {side: len(pieces) for side, pieces in load_split(name, dataset).items()}
+            found[name] = sides | {"missing": len(missing_pieces(name, dataset))}
         except UserError:
             continue  # of another data set, or its own file is missing
     return found
@@ -113,6 +113,8 @@ def lines(report: dict) -> list[str]:
         f"  families     {', '.join(f'{name} {count}' for name, count in report['families'].items())}",
     ]
     for name, sides in report["splits"].items():
-        out.append(f"  split        {name}: {', '.join(f'{side} {count}' for side, count in sides.items())}")
+        counts = ", ".join(f"{side} {sides[side]}" for side in SIDES)
+        lacking = f" ({sides['missing']} that it lists are not here)" if sides["missing"] else ""
+        out.append(f"  split        {name}: {counts}{lacking}")
     out.append(f"  broken       {len(report['problems']) or 'nothing'}")
     return out + [f"    {problem}" for problem in report["problems"]]

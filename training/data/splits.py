@@ -1,16 +1,21 @@
 """Which pieces of a data set are for training, validation and test: ``splits/*.json`` beside this module.
 
-dataset   name of the data set, as `open_dataset` gives it
-source    where the lists come from
-by        what they list: "number" (before the first _ of a piece's name), "id" (its name) or "piece_id" (either)
-train, validation, test
-          lists; train may be "rest", validation "every Nth" of what test leaves, by name
-from      instead of lists: the data set's own file of that name, *<from>*.json below its folder, with the same keys
-          (also "val" for validation)
+    dataset   name of the data set, as `open_dataset` gives it
+    source    where the lists come from
+    by        what they list: "number" (before the first _ of a piece's name), "id" (its name) or "piece_id" (its name,
+              with or without a version like _v1)
+    train, validation, test
+              lists; train may be "rest", validation "every Nth" (by name) of what test leaves
+    from      instead of lists: the data set's own file of that name, *<from>*.json below its folder, with the same keys
+              (also "val" or "valid")
+
+A split may list pieces that a folder lacks, for few have all of a data set.
 """
 
+import difflib
 import json
 import re
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
@@ -19,7 +24,10 @@ from realtime_mpe.errors import UserError
 from .datasets import DataSet, Piece
 
 SIDES = ("train", "validation", "test")
+ALIASES = {"validation": ("validation", "valid", "val")}  # in the data sets' own files
 KEYS = {"dataset", "source", "by", "from", *SIDES}
+URMP_PIECES = 44
+LIKE = 0.85  # how much of a name is that of another if one of them is a slip of the pen
 
 
 def split_names() -> list[str]:
@@ -27,15 +35,49 @@ def split_names() -> list[str]:
     return sorted(file.name.removesuffix(".json") for file in folder.iterdir() if file.name.endswith(".json"))
 
 
-def load_split(name: str, dataset: DataSet) -> dict[str, list[Piece]]:
-    """The pieces of each side that the data set has.
+def load_split(name: str | Path, dataset: DataSet) -> dict[str, list[Piece]]:
+    """The pieces of each of SIDES that the data set has, by a split that is known by name or lies in a .json file.
 
-    UserError if the split is unknown, damaged, of another data set, has a key with a typo, a piece twice, a recording
-    group on two sides, or leaves the training or the test side empty.
+    UserError if the split is unknown, damaged, of another data set, has a key or entry with a typo, a piece twice, a
+    recording group on two sides, or no piece that is in the folder.
     """
-    text = _read(name)
+    split = _read(name, dataset)
+    by_key = _by_key(dataset, split["by"])
+    sides: dict[str, list[Piece]] = {}
+    taken: set[str] = set()
+    for side in reversed(SIDES):  # "rest" is what the sides after it leave
+        wanted = split.get(side, [])
+        if isinstance(wanted, str):
+            chosen = _described(wanted, [p for p in dataset.pieces if p.name not in taken], f"split {name}: {side}")
+        else:
+            chosen = [by_key[entry] for entry in wanted if entry in by_key]
+        taken |= {piece.name for piece in chosen}
+        sides[side] = chosen
+    sides = {side: sides[side] for side in SIDES}
+    side_of: dict[str, str] = {}
+    for side, chosen in sides.items():
+        for piece in chosen:
+            if side_of.setdefault(piece.group, side) != side:
+                raise UserError(
+                    f"split {name}: {piece.name} on the {side} side shares recordings ({piece.group}) with a piece on "
+                    f"the {side_of[piece.group]} side; put both on one"
+                )
+    if not any(sides.values()):
+        raise UserError(f"split {name}: {dataset.root} has none of its pieces")
+    return sides
+
+
+def missing_pieces(name: str | Path, dataset: DataSet) -> list[str]:
+    """What the split lists and the folder lacks."""
+    split = _read(name, dataset)
+    by_key = _by_key(dataset, split["by"])
+    return [entry for entry in _entries(split) if entry not in by_key]
+
+
+def _read(name: str | Path, dataset: DataSet) -> dict:
+    """The split's JSON, its entries as strings, checked as far as that goes without knowing who shares recordings."""
     try:
-        split = json.loads(text)
+        split = json.loads(_text(name))
         unknown = sorted(split.keys() - KEYS)
     except (ValueError, AttributeError) as error:
         raise UserError(f"split {name}: not a JSON object ({error})") from error
@@ -43,48 +85,37 @@ def load_split(name: str, dataset: DataSet) -> dict[str, list[Piece]]:
         raise UserError(f"split {name}: key {unknown[0]!r} is unknown; known are {', '.join(sorted(KEYS))}")
     if split.get("dataset") != dataset.name:
         raise UserError(f"split {name} is of {split.get('dataset')}, not of {dataset.name}")
+    if split.get("by") not in ("number", "id", "piece_id"):
+        raise UserError(f"split {name}: by {split.get('by')!r} must be number, id or piece_id")
     if "from" in split:
-        split |= _own_lists(split["from"], dataset)
-    by = split.get("by")
-    if by not in ("number", "id", "piece_id"):
-        raise UserError(f"split {name}: by {by!r} must be number, id or piece_id")
-    pieces = {key: piece for piece in dataset.pieces for key in _keys(piece, by)}
-    order = sorted({piece.name for piece in dataset.pieces})
-    sides: dict[str, list[Piece]] = {}
-    taken: set[str] = set()
-    for side in reversed(SIDES):  # what is listed goes first, "rest" last
+        return split | _own_lists(split["from"], dataset)
+    for side in SIDES:
         wanted = split.get(side, [])
-        if isinstance(wanted, str):
-            left = [p for p in dataset.pieces if p.name not in taken]
-            every = re.fullmatch(r"every (\d+)(?:st|nd|rd|th)", wanted)
-            if wanted != "rest" and every is None:
-                raise UserError(f'split {name}: {side} {wanted!r} must be a list, "rest" or "every Nth"')
-            chosen = left if every is None else [p for p in left if order.index(p.name) % int(every[1]) == 0]
-        else:
-            entries = [str(entry) for entry in wanted]
-            if len(set(entries)) < len(entries):
-                raise UserError(f"split {name}: {side} lists a piece twice")
-            chosen = [pieces[entry] for entry in entries if entry in pieces]
-        twice = [p.name for p in chosen if p.name in taken]
-        if twice:
-            raise UserError(f"split {name}: {twice[0]} is on two sides")
-        taken |= {p.name for p in chosen}
-        sides[side] = chosen
-    side_of: dict[str, str] = {}
-    for side, chosen in sides.items():
-        for piece in chosen:
-            if side_of.setdefault(piece.group, side) != side:
-                raise UserError(f"split {name}: recordings of {piece.name} ({piece.group}) are on two sides")
-    if not sides["train"] and not sides["test"]:
-        raise UserError(f"split {name}: {dataset.root} has none of its pieces")
-    return sides
+        if not isinstance(wanted, str | list):
+            raise UserError(f"split {name}: {side} must be a list, not {wanted!r}")
+        if isinstance(wanted, list):
+            split[side] = [str(entry) for entry in wanted]
+    entries = _entries(split)
+    twice = sorted({entry for entry in entries if entries.count(entry) > 1})
+    if twice:
+        raise UserError(f"split {name}: {twice[0]} is listed twice")
+    by_key = _by_key(dataset, split["by"])
+    idle = [key for key in by_key if key not in entries]
+    for entry in entries:
+        if split["by"] == "number" and not (entry.isdigit() and 1 <= int(entry) <= URMP_PIECES):
+            raise UserError(f"split {name}: {entry!r} is no piece of {dataset.name}; give 1 to {URMP_PIECES}")
+        if split["by"] != "number" and entry not in by_key:
+            like = [key for key in difflib.get_close_matches(entry, idle, 3, LIKE) if _numbers(key) == _numbers(entry)]
+            if like:
+                raise UserError(f"split {name}: {dataset.root} has no {entry!r}; is {like[0]!r} meant?")
+    return split
 
 
-def _read(name: str) -> str:
+def _text(name: str | Path) -> str:
     path = Path(name)
     if path.suffix != ".json":
-        if name not in split_names():
-            raise UserError(f"split {name!r} is unknown; give one of {', '.join(split_names())}, or a .json file")
+        if str(name) not in split_names():
+            raise UserError(f"split {str(name)!r} is unknown; give one of {', '.join(split_names())}, or a .json file")
         return resources.files("realtime_mpe.training.data").joinpath("splits", f"{name}.json").read_text("utf-8")
     try:
         return path.read_text(encoding="utf-8")
@@ -98,14 +129,39 @@ def _own_lists(name: str, dataset: DataSet) -> dict:
         raise UserError(f"split {name} is a file of {dataset.name}; there is no *{name}*.json below {dataset.root}")
     try:
         lists = json.loads(found[0].read_text(encoding="utf-8"))
-        sides = {side: lists.get(side, lists.get(side[:3], [])) for side in SIDES}
-        return {side: [str(entry) for entry in entries] for side, entries in sides.items()}
-    except (OSError, ValueError, AttributeError, TypeError) as error:
+        given = {side: [lists[key] for key in ALIASES.get(side, (side,)) if key in lists] for side in SIDES}
+        if not given["test"]:
+            raise ValueError("there is no list named test")
+        return {
+            side: [str(entry["piece_id"] if isinstance(entry, dict) else entry) for entry in (of_side or [[]])[0]]
+            for side, of_side in given.items()
+        }
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise UserError(f"{found[0]} is no split ({error}); it needs lists named {', '.join(SIDES)}") from error
 
 
+def _described(wanted: str, left: Iterable[Piece], what: str) -> list[Piece]:
+    """ "rest": all that is left; "every 32nd": of those, by name, the 1st, 33rd ..."""
+    every = re.fullmatch(r"every (\d+)(?:st|nd|rd|th)", wanted)
+    if wanted != "rest" and (every is None or int(every[1]) < 1):
+        raise UserError(f'{what} {wanted!r} must be a list, "rest" or "every Nth"')
+    return list(left) if every is None else sorted(left, key=lambda piece: piece.name)[:: int(every[1])]
+
+
+def _entries(split: dict) -> list[str]:
+    return [entry for side in SIDES if isinstance(split.get(side), list) for entry in split[side]]
+
+
+def _numbers(name: str) -> list[int]:
+    return [int(digits) for digits in re.findall(r"\d+", name)]
+
+
+def _by_key(dataset: DataSet, by: str) -> dict[str, Piece]:
+    """Pieces by what they may be listed under."""
+    return {key: piece for piece in dataset.pieces for key in _keys(piece, by)}
+
+
 def _keys(piece: Piece, by: str) -> set[str]:
-    """Under what a piece may be listed."""
     number = piece.name.partition("_")[0]
     if by == "number":
         return {str(int(number))} if number.isdigit() else set()
