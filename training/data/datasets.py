@@ -48,7 +48,7 @@ def family_of(name: str, program: int | None = None) -> str:
         (len(word), family)
         for family, words in WORDS.items()
         for word in words
-        if re.search(rf"\b{word}s?\b", plain) and "synth" not in plain
+        if re.search(rf"\b{word.replace(' ', ' ?')}s?\b", plain) and "synth" not in plain
     ]
     return max(found)[1] if found else "other"  # the longest word: an English horn is no brass
 
