@@ -378,6 +378,7 @@ BREAK = {  # a way to break the second of two pieces, and what is said of it
     "Slakh, mixture": (slakh_track, "Track00002", lambda p: (p / "mix.flac").write_bytes(b"x"), "mix.flac"),
     "Slakh, metadata": (slakh_track, "Track00002", lambda p: (p / "metadata.yaml").write_text("[:"), "metadata.yaml"),
     "Bach10": (bach10_piece, "02-Name", lambda p: (p / "02-Name-GTNotes.mat").write_bytes(b"x" * 200), "GTNotes"),
+    "Bach10, cut": (bach10_piece, "02-Name", lambda p: (p / "02-Name-GTNotes.mat").write_bytes(b"x"), "GTNotes"),
     "MusicNet, label": (musicnet_piece, "9", lambda p: p.write_text("no,table\n1,2"), "start_sample"),
     "MusicNet, no label": (musicnet_piece, "9", lambda p: p.unlink(), "9.wav"),
     "excerpts": (excerpt, "T02", lambda p: (p / "notes.mid").write_bytes(b"x"), "notes.mid"),
@@ -433,7 +434,8 @@ def test_urmp_split_shares_no_recording_and_keeps_the_held_out_pieces():
         ({"train": [1, 26]}, "27_X_vn on the test side shares recordings"),
         ({"dataset": "Bach10"}, "is of Bach10, not of URMP"),
         ({"by": "colour"}, "by 'colour'"),
-        ({"train": "some"}, "'some' must be a list"),
+        ({"train": "some"}, "must be a list, not 'some'"),
+        ({"validation": "rest"}, "only train may be"),
     ],
 )
 def test_splits_refuse_what_cannot_be_meant(tmp_path, change, said):
@@ -452,7 +454,7 @@ def test_splits_find_slips_in_names(tmp_path):
     path.write_text(json.dumps({"dataset": "URMP", "by": "id", "test": ["01_Jupitre_vn_vc"]}))
     with pytest.raises(UserError, match="is '01_Jupiter_vn_vc' meant"):
         load_split(str(path), open_dataset(tmp_path / "urmp"))
-    with pytest.raises(UserError, match="'urpm' is unknown; give one of ms12, mun10, urmp"):
+    with pytest.raises(UserError, match="'urpm' is unknown; give one of ms12, mun10, slakh, urmp"):
         load_split("urpm", open_dataset(tmp_path / "urmp"))
 
 
@@ -480,14 +482,38 @@ def test_mshoxxdb_comes_with_its_own_lists(tmp_path):
     assert missing_pieces("ms12", dataset) == ["Absent"]
 
 
-def test_musicnet_split_is_its_own_test_set(tmp_path):
+@pytest.mark.parametrize("row", ["ms07,The Waltz,Waltz_v1.flac", "ms07,Waltz,x", "ms07,Polka No 1,WALTZ"])
+def test_mshoxxdb_lists_name_pieces_as_its_metadata_do(tmp_path, row):
+    mshoxx_piece(tmp_path)
+    (tmp_path / "metadata.csv").write_text(f"piece_id,title,file\nms06,Polka,Polka_v1.flac\n{row}\n")
+    (tmp_path / "ms12.json").write_text(json.dumps({"train": ["ms06"], "test": ["ms07"]}))
+    dataset = open_dataset(tmp_path)
+    assert [piece.name for piece in load_split("ms12", dataset)["test"]] == ["Waltz_v1"]
+    assert missing_pieces("ms12", dataset) == ["ms06"]
+
+
+def test_slakh_split_is_that_of_its_folders(tmp_path):
+    for side, track in (("train", "Track00001"), ("train", "Track00002"), ("validation", "Track01501")):
+        slakh_track(tmp_path / side, track)
+    sides = load_split("slakh", open_dataset(tmp_path))
+    assert {side: [p.name for p in pieces] for side, pieces in sides.items()} == {
+        "train": ["Track00001", "Track00002"],
+        "validation": ["Track01501"],
+        "test": [],
+    }
+    slakh_track(tmp_path / "babyslakh")
+    with pytest.raises(UserError, match="none of its pieces"):
+        load_split("slakh", open_dataset(tmp_path / "babyslakh"))
+
+
+def test_musicnet_split_is_the_published_one(tmp_path):
     musicnet_piece(tmp_path, "1759", "test")
     for name in ("1727", "1728", "1729"):
         musicnet_piece(tmp_path, name)
     sides = load_split("mun10", open_dataset(tmp_path))
     assert {side: [p.name for p in pieces] for side, pieces in sides.items()} == {
-        "train": ["1728", "1729"],
-        "validation": ["1727"],
+        "train": ["1727", "1728"],
+        "validation": ["1729"],
         "test": ["1759"],
     }
 

@@ -5,11 +5,13 @@ import io
 import pickle
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from realtime_mpe.errors import UserError
 
@@ -114,7 +116,8 @@ def _bach10_piece(folder: Path, problems: list[str]) -> Piece:
     path = folder / f"{folder.name}-GTNotes.mat"
     try:
         parts = [[bach10_note(note) for note in part.ravel()] for part in loadmat(path)["GTNotes"].ravel()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError, zlib.error,
+            MatReadError) as error:  # fmt: skip
         raise Broken(f"{path}: no GTNotes can be read from it") from error
     if len(parts) != len(BACH10_PARTS):
         raise Broken(f"{path}: GTNotes of {len(parts)} parts instead of {len(BACH10_PARTS)}")

@@ -2,29 +2,31 @@
 
     dataset   name of the data set, as `open_dataset` gives it
     source    where the lists come from
-    by        what they list: "number" (before the first _ of a piece's name), "id" (its name) or "piece_id" (its name,
-              with or without a version like _v1)
+    by        what they list: "number" (before the first _ of a piece's name), "id" (its name), "folder" (all pieces in
+              it) or "piece_id" (its name, with or without a version like _v1, or what metadata.csv calls it)
     train, validation, test
-              lists; train may be "rest", validation "every Nth" (by name) of what test leaves
+              lists; train may be "rest": all that the others leave
     from      instead of lists: the data set's own file of that name, *<from>*.json below its folder, with the same keys
               (also "val" or "valid")
 
 A split may list pieces that a folder lacks, for few have all of a data set.
 """
 
+import csv
 import difflib
 import json
 import re
-from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
 
 from realtime_mpe.errors import UserError
 
 from .datasets import DataSet, Piece
+from .multitrack import plain
 
 SIDES = ("train", "validation", "test")
 ALIASES = {"validation": ("validation", "valid", "val")}  # in the data sets' own files
+BY = ("number", "id", "folder", "piece_id")
 KEYS = {"dataset", "source", "by", "from", *SIDES}
 URMP_PIECES = 44
 LIKE = 0.85  # how much of a name is that of another if one of them is a slip of the pen
@@ -47,10 +49,10 @@ def load_split(name: str | Path, dataset: DataSet) -> dict[str, list[Piece]]:
     taken: set[str] = set()
     for side in reversed(SIDES):  # "rest" is what the sides after it leave
         wanted = split.get(side, [])
-        if isinstance(wanted, str):
-            chosen = _described(wanted, [p for p in dataset.pieces if p.name not in taken], f"split {name}: {side}")
+        if wanted == "rest":
+            chosen = [piece for piece in dataset.pieces if piece.name not in taken]
         else:
-            chosen = [by_key[entry] for entry in wanted if entry in by_key]
+            chosen = [piece for entry in wanted for piece in by_key.get(entry, ())]
         taken |= {piece.name for piece in chosen}
         sides[side] = chosen
     sides = {side: sides[side] for side in SIDES}
@@ -85,14 +87,14 @@ def _read(name: str | Path, dataset: DataSet) -> dict:
         raise UserError(f"split {name}: key {unknown[0]!r} is unknown; known are {', '.join(sorted(KEYS))}")
     if split.get("dataset") != dataset.name:
         raise UserError(f"split {name} is of {split.get('dataset')}, not of {dataset.name}")
-    if split.get("by") not in ("number", "id", "piece_id"):
-        raise UserError(f"split {name}: by {split.get('by')!r} must be number, id or piece_id")
+    if split.get("by") not in BY:
+        raise UserError(f"split {name}: by {split.get('by')!r} must be one of {', '.join(BY)}")
     if "from" in split:
         return split | _own_lists(split["from"], dataset)
     for side in SIDES:
         wanted = split.get(side, [])
-        if not isinstance(wanted, str | list):
-            raise UserError(f"split {name}: {side} must be a list, not {wanted!r}")
+        if not isinstance(wanted, list) and (side, wanted) != ("train", "rest"):
+            raise UserError(f'split {name}: {side} must be a list, not {wanted!r}; only train may be "rest"')
         if isinstance(wanted, list):
             split[side] = [str(entry) for entry in wanted]
     entries = _entries(split)
@@ -140,14 +142,6 @@ def _own_lists(name: str, dataset: DataSet) -> dict:
         raise UserError(f"{found[0]} is no split ({error}); it needs lists named {', '.join(SIDES)}") from error
 
 
-def _described(wanted: str, left: Iterable[Piece], what: str) -> list[Piece]:
-    """ "rest": all that is left; "every 32nd": of those, by name, the 1st, 33rd ..."""
-    every = re.fullmatch(r"every (\d+)(?:st|nd|rd|th)", wanted)
-    if wanted != "rest" and (every is None or int(every[1]) < 1):
-        raise UserError(f'{what} {wanted!r} must be a list, "rest" or "every Nth"')
-    return list(left) if every is None else sorted(left, key=lambda piece: piece.name)[:: int(every[1])]
-
-
 def _entries(split: dict) -> list[str]:
     return [entry for side in SIDES if isinstance(split.get(side), list) for entry in split[side]]
 
@@ -156,15 +150,39 @@ def _numbers(name: str) -> list[int]:
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 
-def _by_key(dataset: DataSet, by: str) -> dict[str, Piece]:
+def _by_key(dataset: DataSet, by: str) -> dict[str, list[Piece]]:
     """Pieces by what they may be listed under."""
-    return {key: piece for piece in dataset.pieces for key in _keys(piece, by)}
+    found: dict[str, list[Piece]] = {}
+    for piece in dataset.pieces:
+        for key in _keys(piece, by):
+            found.setdefault(key, []).append(piece)
+    if by == "piece_id":
+        titled = {plain(key): pieces for key, pieces in found.items()}
+        for row in _metadata(dataset.root):
+            for value in row.values():
+                pieces = titled.get(plain(re.sub(r"\.(flac|wav)$", "", str(value))))
+                if pieces and row.get("piece_id"):
+                    found.setdefault(row["piece_id"], pieces)
+    return found
+
+
+def _metadata(root: Path) -> list[dict]:
+    """Rows of metadata.csv. Its piece_id is what mshoxxDB's lists name; which column holds a folder's is not known."""
+    try:
+        with (root / "metadata.csv").open(newline="", encoding="utf-8-sig") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, csv.Error) as error:
+        raise UserError(f"{root / 'metadata.csv'} cannot be read ({error}); download it again") from error
 
 
 def _keys(piece: Piece, by: str) -> set[str]:
     number = piece.name.partition("_")[0]
     if by == "number":
         return {str(int(number))} if number.isdigit() else set()
+    if by == "folder":
+        return set() if piece.mixture is None else {piece.mixture.parents[1].name}
     if by == "piece_id":
         return {piece.name, re.sub(r"_v\d+$", "", piece.name)}
     return {piece.name}
