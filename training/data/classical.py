@@ -210,9 +210,7 @@ def _musicnet_npz(root: Path) -> DataSet:
         raise UserError(f"{path} is damaged ({error}); download it again") from error
 
     def piece(name: str, problems: list[str]) -> Piece:
-        audio, intervals = read_npz_member(path, name)
-        rows = [(begin, end, data[1], data[0]) for begin, end, data in intervals]
-        labels = np.array(rows, float).reshape(-1, 4) / [MUSICNET_RATE, MUSICNET_RATE, 1, 1]
+        audio, labels = read_npz_member(path, name)
         stems, seconds = players(labels, f"{path}: {name}"), len(audio) / MUSICNET_RATE
         return ArchivedPiece(name, f"musicnet-{name}", None, stems, (), seconds, path)
 
@@ -232,14 +230,17 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} is not allowed")
 
 
-def read_npz_member(path: Path, name: str) -> tuple[np.ndarray, list]:
-    """(n,) samples and (begin, end, data) intervals of one recording."""
+def read_npz_member(path: Path, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """(n,) samples at MUSICNET_RATE and (N, 4) labels as of a table: they are in one pickle, hence read together."""
     try:
         with zipfile.ZipFile(path) as archive:
             file = io.BytesIO(archive.read(f"{name}.npy"))
         version = np.lib.format.read_magic(file)
         np.lib.format.read_array_header_1_0(file) if version == (1, 0) else np.lib.format.read_array_header_2_0(file)
         audio, intervals = _Unpickler(file, encoding="latin1").load()
-        return np.asarray(audio, np.float32), list(intervals)
-    except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile, pickle.PickleError) as error:
+        rows = [(begin, end, facts[1], facts[0]) for begin, end, facts in intervals]  # facts: instrument, note, ...
+        labels = np.array(rows, float).reshape(-1, 4) / [MUSICNET_RATE, MUSICNET_RATE, 1, 1]
+        return np.asarray(audio, np.float32), labels
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ImportError, EOFError, zlib.error,
+            zipfile.BadZipFile, pickle.PickleError) as error:  # fmt: skip
         raise Broken(f"{path}: the recording {name} cannot be read ({error})") from error
