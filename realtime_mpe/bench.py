@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from .analysis import FRAME_SECONDS
+from .analysis import SAMPLERATE as GRID
 from .errors import UserError
 from .host import Engine
 from .model import DEFAULT_MODEL, OnnxModel, load_model
@@ -34,6 +35,7 @@ STAGES = ("resampler", "CQT", "model", "notes and voices", "whole")
 class Stage:
     """Wall time a hop of 32 ms, in milliseconds."""
 
+    mean_ms: float
     median_ms: float
     p99_ms: float
 
@@ -42,6 +44,7 @@ class Stage:
 class Report:
     """stages : by the names of STAGES.  rtf : CPU seconds a second of sound, whole process.  notes : that were found.
 
+    latency_ms : of every stage between a sound and its note.  facts : what the model is besides, see `ModelInfo`.
     start_seconds : from a fresh process to the first hop heard.  peak_mb : its largest memory, None where unknown.
     """
 
@@ -50,6 +53,8 @@ class Report:
     stages: dict[str, Stage]
     rtf: float
     notes: int
+    latency_ms: dict[str, float]
+    facts: dict[str, str | int]
     start_seconds: float | None = None
     peak_mb: float | None = None
 
@@ -120,11 +125,12 @@ def measure(model: OnnxModel, seconds: float) -> Report:
     times += [np.array(whole.times) - sum(times), np.array(whole.times)]
     stages = {name: _stage(values[WARM_UP:]) for name, values in zip(STAGES, times, strict=True)}
     rtf = cpu / ((len(starts) - WARM_UP) * FRAME_SECONDS)
-    return Report(model.info.name, seconds, stages, rtf, counter.notes)
+    latency_ms = {name: 1000.0 * samples / GRID for name, samples in engine.latencies.items()}
+    return Report(model.info.name, seconds, stages, rtf, counter.notes, latency_ms, model.info.facts)
 
 
 def _stage(seconds: np.ndarray) -> Stage:
-    return Stage(1000.0 * float(np.median(seconds)), 1000.0 * float(np.percentile(seconds, 99)))
+    return Stage(*(1000.0 * float(value) for value in (seconds.mean(), np.median(seconds), np.percentile(seconds, 99))))
 
 
 def measure_fresh_process(model: str) -> tuple[float, float | None]:
@@ -191,9 +197,18 @@ def machine() -> str:
 
 def table(facts: dict) -> Sequence[str]:
     hop_ms = 1000.0 * FRAME_SECONDS
-    lines = [f"model {facts['model']}; {facts['machine']}", f"{'ms a hop of ' + f'{hop_ms:.0f} ms':<20} median     p99"]
-    lines += [f"  {name:<18}{row['median_ms']:7.2f} {row['p99_ms']:7.2f}" for name, row in facts["stages"].items()]
+    lines = [f"model {facts['model']}; {facts['machine']}"]
+    own = (f"{name} {value}{' frames' * isinstance(value, int)}" for name, value in facts["facts"].items())
+    lines += filter(None, [", ".join(own)])
+    lines.append(f"{'ms a hop of ' + f'{hop_ms:.0f} ms':<20}   mean  median     p99")
+    lines += [
+        f"  {name:<18}{row['mean_ms']:7.2f} {row['median_ms']:7.2f} {row['p99_ms']:7.2f}"
+        for name, row in facts["stages"].items()
+    ]
     lines.append(f"RTF                 {facts['rtf']:7.3f}   CPU seconds a second of sound")
+    latency = facts["latency_ms"]
+    parts = " + ".join(f"{name} {value:.0f}" for name, value in latency.items() if value)
+    lines.append(f"latency             {sum(latency.values()):7.0f} ms  {parts}")
     lines.append(f"start to ready      {facts['start_seconds']:7.2f} s")
     peak = "unknown" if facts["peak_mb"] is None else f"{facts['peak_mb']:7.0f} MB"
     lines.append(f"peak memory         {peak}")

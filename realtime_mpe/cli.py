@@ -182,6 +182,7 @@ def _info(args: argparse.Namespace) -> int:
     if args.model.endswith(".toml") or recipe.is_file():
         return import_module(f"{TRAINING}recipe").print_recipe(args.model, args.json)
     info = load_model(args.model).info
+    own = info.facts
     facts = {
         "name": info.name,
         "front_end": info.analysis.to_dict(),
@@ -190,6 +191,7 @@ def _info(args: argparse.Namespace) -> int:
         "parameters": info.parameters,
         "thresholds": [vars(row) for row in info.thresholds],
         "training": info.training,
+        **own,
     }
     if args.json:
         print(json.dumps(facts, indent=1))
@@ -199,6 +201,8 @@ def _info(args: argparse.Namespace) -> int:
     print(f"look-ahead  {info.lookahead} ({1000 * FRAME_SECONDS * info.lookahead:.0f} ms)")
     print(f"voices      {info.voices} at most (K)")
     print(f"parameters  {info.parameters:,}")
+    for name, value in own.items():
+        print(f"{name:<11} {value}{f' ({1000 * FRAME_SECONDS * value:.0f} ms)' if isinstance(value, int) else ''}")
     for lookahead, row in enumerate(info.thresholds):
         limits = "  ".join(f"{name} {value:.2f}" for name, value in vars(row).items())
         print(f"{'thresholds' if lookahead == 0 else '':<11} look-ahead {lookahead}: {limits}")

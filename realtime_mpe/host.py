@@ -70,7 +70,14 @@ class Engine:
         self._sinks = list(sinks)
         self.warn = warn
         self._embeddings = deque(maxlen=HISTORY_HOPS)
+        self._levels = deque(maxlen=model.latency + 1)  # frames; the oldest is the one the model speaks of
         self._sounding: dict[int, Note] = {}
+        self.latencies = {  # samples at 16 kHz, of every stage
+            "resampler": self._resampler.latency,
+            "front end": self._cqt.latency,
+            "model": model.latency * HOP,
+            "look-ahead": lookahead * HOP,
+        }
         self._delay = self._cqt.latency // HOP + model.latency  # frames that come out before label frame 0
         self._hop = -self._delay  # of the label clock, since the start or the last gap
         self._received = 0  # samples at the source's rate, with those that were lost
@@ -83,7 +90,7 @@ class Engine:
     @property
     def latency(self) -> int:
         """Samples at 16 kHz between a label frame's centre and its decision."""
-        return self._resampler.latency + (self._delay + self.lookahead) * HOP
+        return sum(self.latencies.values())
 
     @property
     def seconds(self) -> float:
@@ -172,9 +179,11 @@ class Engine:
         for stage in (self._resampler, self._cqt, self._model, self._tracker):
             stage.reset()
         self._embeddings.clear()
+        self._levels.clear()
 
     def _frames(self, frames: np.ndarray) -> None:
         for frame in frames:
+            self._levels.append(frame)
             posteriors = self._model.process(frame)
             if self._hop < 0:
                 self._hop += 1
@@ -195,7 +204,7 @@ class Engine:
                 starts = [(event.pitch, self._hops_before + event.frame) for event in begun.values()]
                 now = self._hops_before + self._hop - 1
                 for pitch, voice in self._voices.note_ons(starts, np.stack(self._embeddings), now):
-                    self._note_on(voice, pitch, begun[pitch].frame, frame)
+                    self._note_on(voice, pitch, begun[pitch].frame, self._levels[0])
             self._voices.hear(posteriors.embedding)
 
     def _second(self, label_frame: int) -> float:

@@ -91,8 +91,8 @@ class ModelInfo:
         return {}
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What ``rt-mpe info`` shows beside the rest, as text."""
+    def facts(self) -> dict[str, str | int]:
+        """What ``rt-mpe info`` shows beside the rest: text, or a number of frames."""
         return {}
 
     def to_metadata(self) -> dict[str, str]:
@@ -128,8 +128,9 @@ def open_model(name: str = DEFAULT_MODEL) -> "OnnxModel":
     """A model file of either kind, by its path or its shipped name."""
     from .window_model import WindowInfo, WindowModel  # which reads this module
 
-    found = open_session(model_path(name)).get_modelmeta().custom_metadata_map.get("format")
-    return WindowModel(name) if found == WindowInfo.FORMAT else OnnxModel(name)
+    session = open_session(model_path(name))
+    found = session.get_modelmeta().custom_metadata_map.get("format")
+    return (WindowModel if found == WindowInfo.FORMAT else OnnxModel)(name, session)
 
 
 def open_session(path: Path):
@@ -165,14 +166,14 @@ def model_path(name: str) -> Path:
 class OnnxModel:
     """``process`` takes one frame and carries the states.
 
-    ``latency`` is 0 frames: look-ahead is the tracker's affair.
+    ``latency`` is 0 frames: look-ahead is the tracker's affair.  session : of the file, if it is open already.
     """
 
     latency = 0
 
-    def __init__(self, name: str = DEFAULT_MODEL):
+    def __init__(self, name: str = DEFAULT_MODEL, session=None):
         path = model_path(name)
-        self._session = open_session(path)
+        self._session = session or open_session(path)
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         outputs = [o.name for o in self._session.get_outputs()]
         self._state_shapes = {i.name: i.shape for i in self._session.get_inputs() if i.name.startswith(STATE_PREFIX)}

@@ -11,16 +11,18 @@ from typing import ClassVar
 import numpy as np
 
 from .analysis import MAX_LOOKAHEAD, N_BINS, N_PITCHES, PAPER, AnalysisConfig
+from .cqt import StreamingCqt
 from .errors import UserError
 from .model import DEFAULT_MODEL, ModelInfo, Posteriors, model_path, open_session
 from .voices import SlotVoices
 
-DEFAULT_STRIDE = 4  # hops; a window costs about 50 ms of one core and a hop lasts 32: twice as fast as needed
+DEFAULT_STRIDE = 4  # hops, 128 ms; a window costs 44 ms of one core: RTF .4 with the front end, and .5 at 3 hops
+DEFAULT_LOOKAHEAD = 2  # frames right of the one that is read, as in the shipped live model
 
 
 @dataclass(frozen=True)
 class WindowInfo(ModelInfo):
-    """recipe : that trained it.  window : frames.  stride : the network runs every so many hops."""
+    """recipe : that trained it.  window : frames.  stride : hops; the network runs once in so many."""
 
     FORMAT: ClassVar[str] = "rt-mpe window 1"
     ANALYSIS: ClassVar[AnalysisConfig] = PAPER
@@ -38,8 +40,15 @@ class WindowInfo(ModelInfo):
         return dict(recipe=metadata["recipe"], window=int(metadata["window"]), stride=int(metadata["stride"]))
 
     @property
-    def facts(self) -> dict[str, str]:
-        return {"recipe": self.recipe, "window": f"{self.window} frames, every {self.stride} hops"}
+    def latency(self) -> int:
+        """Frames that the model adds: what it says of a frame must last until it runs again."""
+        return self.stride - 1
+
+    @property
+    def facts(self) -> dict[str, str | int]:
+        front_end = StreamingCqt(self.analysis).latency // self.analysis.hop
+        latency = front_end + self.latency + self.lookahead
+        return {"recipe": self.recipe, "window": self.window, "stride": self.stride, "latency": latency}
 
     def to_metadata(self) -> dict[str, str]:
         own = {"recipe": self.recipe, "window": str(self.window), "stride": str(self.stride)}
@@ -51,13 +60,17 @@ class WindowModel:
 
     ``latency`` : frames. `process` hands out one frame a call although the network runs every ``stride`` calls, so what
     it says is always ``stride`` - 1 frames old; within that, and the look-ahead, the network has seen what follows.
+    session : of the file, if it is open already.
     """
 
-    def __init__(self, name: str = DEFAULT_MODEL):
+    def __init__(self, name: str = DEFAULT_MODEL, session=None):
         path = model_path(name)
-        self._session = open_session(path)
+        self._session = session or open_session(path)
         self.info = WindowInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
-        self.latency = self.info.stride - 1
+        self.latency = self.info.latency
+        inputs = [given.shape for given in self._session.get_inputs()]
+        if inputs != [[1, self.info.window, N_BINS]]:
+            raise UserError(f"{path} does not fit its metadata (inputs {inputs}); export the model again")
         self.reset()
         try:
             mix, slots = self._run()

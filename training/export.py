@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from realtime_mpe.analysis import N_BINS, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.model import POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
 from realtime_mpe.notes import Thresholds
-from realtime_mpe.window_model import DEFAULT_STRIDE, WindowInfo
+from realtime_mpe.window_model import DEFAULT_LOOKAHEAD, DEFAULT_STRIDE, WindowInfo
 
 from .network import LiveNetwork
 from .pointer import PointerNetwork
@@ -128,7 +128,7 @@ def export_window(
     thresholds: tuple[Thresholds, ...],
     training: dict,
     frame_thresholds: dict[str, float],
-    lookahead: int,
+    lookahead: int = DEFAULT_LOOKAHEAD,
     stride: int = DEFAULT_STRIDE,
 ) -> None:
     """Write a slot network as a window model, see `realtime_mpe.window_model`; errors as of `export`.
