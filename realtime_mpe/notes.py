@@ -81,11 +81,7 @@ class NoteTracker:
         ended = self.sounding & (mix[later] < limits.off) & (self._onset < later_frame)
         strong = onset[later] >= limits.repeat
         repeated = (
-            self.sounding
-            & strong
-            & ~self._above_repeat
-            & ~ended
-            & (later_frame - self._onset >= MIN_REPEAT_FRAMES)
+            self.sounding & strong & ~self._above_repeat & ~ended & (later_frame - self._onset >= MIN_REPEAT_FRAMES)
         )
         self._above_repeat = strong
         begun = ~self.sounding & (

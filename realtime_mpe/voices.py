@@ -293,10 +293,7 @@ class Pointer:
     """
 
     NAMES = tuple(
-        f"{part}.{layer}.{kind}"
-        for part in ("voice", "new")
-        for layer in POINTER_LAYERS
-        for kind in ("weight", "bias")
+        f"{part}.{layer}.{kind}" for part in ("voice", "new") for layer in POINTER_LAYERS for kind in ("weight", "bias")
     )
 
     def __init__(self, weights: dict[str, np.ndarray]):

@@ -156,7 +156,13 @@ def imports(path):
 
 @pytest.mark.parametrize(
     ("folder", "extras"),
-    [("realtime_mpe", ()), ("models", ()), ("examples", ()), ("training", ("train",)), ("tests", ("train", "dev"))],
+    [
+        ("realtime_mpe", ()),
+        ("models", ()),
+        ("examples", ()),
+        ("training", ("train", "cluster")),
+        ("tests", ("train", "cluster", "dev")),
+    ],
 )
 def test_every_import_is_declared(folder, extras):
     lines = PROJECT["dependencies"] + [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]

@@ -108,7 +108,7 @@ def batch_of(maps: torch.Tensor, family=(0, 1)) -> WindowBatch:
         audio=torch.zeros(b, 1),
         maps=maps,
         present=maps.flatten(2).any(2),
-        family=torch.tensor(family).expand(b, s),
+        family=torch.tensor(family).repeat(b, 1),
         timbre=torch.eye(128)[:s].expand(b, s, 128),
         known=torch.ones(b, s, dtype=torch.bool),
     )
@@ -361,5 +361,3 @@ def test_experiment_arguments_are_checked(rt_mpe, tmp_path):
     ):
         ended = rt_mpe("experiment", "table3", "-o", tmp_path / "t", *argv)
         assert ended.code == 2 and wanted in ended.err[-1]
-
-

@@ -130,7 +130,7 @@ def test_recordings_are_cut_into_excerpts_with_their_notes(isolated):
 
 
 def test_a_cluster_renders_what_this_machine_would(tmp_path):
-    distributed = pytest.importorskip("dask.distributed")
+    distributed = pytest.importorskip("distributed")
     players = [SynthInstrument(k) for k in range(6)]
     options = dict(seconds=5.0, seed=1)
     stems.render(tmp_path / "here", None, players, 3, **options)
@@ -148,7 +148,7 @@ def test_a_cluster_renders_what_this_machine_would(tmp_path):
 
 
 def test_a_cluster_that_does_not_answer_is_told(tmp_path, monkeypatch):
-    pytest.importorskip("dask.distributed")
+    pytest.importorskip("distributed")
     monkeypatch.setattr(stems, "CLUSTER_TIMEOUT", "1s")
     with pytest.raises(UserError, match="no Dask scheduler"):
         stems.render(tmp_path, None, [SynthInstrument(0)], 1, cluster="tcp://127.0.0.1:1")

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from realtime_mpe.model import OnnxModel
-from realtime_mpe.training import calibrate, fit, pointer, stems, train
+from realtime_mpe.training import calibrate, fit, pointer, rendering, stems, train
 from realtime_mpe.training.network import NetworkConfig
 from realtime_mpe.training.synth import SynthInstrument
 
@@ -17,11 +17,11 @@ ARGUMENTS = "--hours 0.002 --branch-hours 0.002 --segments 3 --performances 2 --
 def small(monkeypatch):
     """Everything as in earnest, only less of it."""
     monkeypatch.setitem(train.SIZES, "test", NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8))
-    monkeypatch.setattr(train, "SEGMENT_SECONDS", 9.0)
-    monkeypatch.setattr(train, "FEWEST_SEGMENTS", 3)
+    monkeypatch.setattr(rendering, "SEGMENT_SECONDS", 9.0)
+    monkeypatch.setattr(rendering, "FEWEST_SEGMENTS", 3)
     monkeypatch.setattr(train, "CALIBRATION_MIXTURES", 2)
     monkeypatch.setattr(train, "FEWEST_PERFORMANCES", 2)
-    monkeypatch.setattr(train, "SYNTH_INSTRUMENTS", 16)
+    monkeypatch.setattr(rendering, "SYNTH_INSTRUMENTS", 16)
     monkeypatch.setattr(fit, "VALIDATION_MIXTURES", 2)
     monkeypatch.setattr(fit, "VALIDATION_FRAMES", 256)
     monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.02, 0.5), "off": (0.01,), "onset": (0.5,), "repeat": (0.5,)})
@@ -106,7 +106,7 @@ def test_exporting_an_unfinished_run_says_what_is_missing(rt_mpe, tmp_path):
 
 
 def test_pieces_and_instruments_are_held_out():
-    training, held_out = train.instruments([], [])
+    training, held_out = rendering.instruments(rendering.Sounds())
     assert held_out and not {i.name for i in training} & {i.name for i in held_out}
     names = [f"piece {k}" for k in range(400)]
-    assert 20 < sum(train.is_held_out(n) for n in names) < 90
+    assert 20 < sum(rendering.is_held_out(n) for n in names) < 90

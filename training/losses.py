@@ -93,5 +93,3 @@ def slot_loss(network: LiveNetwork, outputs: dict[str, Tensor], batch: Batch, rn
             present[rows] = 1.0
         losses.append(F.binary_cross_entropy_with_logits(activity[b].float(), present))
     return torch.stack(losses).sum() / len(tokens)
-
-

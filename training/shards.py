@@ -102,19 +102,28 @@ def cache_segments(cache: StemCache) -> Iterator[tuple[str, dict[str, np.ndarray
             yield path.stem, dict(data)
 
 
-def piece_segments(pieces: Iterable, seconds: float = SEGMENT_SECONDS) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
+def piece_segments(
+    pieces: Iterable, seconds: float = SEGMENT_SECONDS, say: Callable[[str], None] = lambda line: None
+) -> Iterator[tuple[str, dict[str, np.ndarray]]]:
     """`training.data` pieces in excerpts of ``seconds``; those in which nothing sounds are left out.
+
+    say : told of every piece that cannot be read, which is left out.
 
     A recorded stem is a source of its own, under the name of its recording group, so that the same recording in two
     pieces is one source.
     """
     for piece in pieces:
-        recording = piece.read()
+        try:
+            recording = piece.read()
+            notes = [stem.notes for stem in piece.stems]
+        except UserError as error:
+            say(f"left out: {error}")
+            continue
         isolated = all(stem is not None for stem in recording.stems)
         step = int(round(seconds * SAMPLERATE))
         for start in range(0, len(recording.mixture), step):
             begin, end = start / SAMPLERATE, (start + step) / SAMPLERATE
-            rows = [_notes_within(stem.notes, begin, end) for stem in piece.stems]
+            rows = [_notes_within(own, begin, end) for own in notes]
             if not any(len(r) for r in rows):
                 continue
             n = min(step, len(recording.mixture) - start)

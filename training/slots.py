@@ -186,9 +186,7 @@ class TimbreEncoder(nn.Module):
             nn.GELU(),
             nn.Linear(TIMBRE_DIM, TIMBRE_DIM),
         )
-        self.project = nn.Sequential(
-            nn.Linear(TIMBRE_DIM, TIMBRE_DIM), nn.GELU(), nn.Linear(TIMBRE_DIM, TIMBRE_DIM)
-        )
+        self.project = nn.Sequential(nn.Linear(TIMBRE_DIM, TIMBRE_DIM), nn.GELU(), nn.Linear(TIMBRE_DIM, TIMBRE_DIM))
 
     def forward(self, levels: Tensor) -> tuple[Tensor, Tensor]:
         """Levels (B, T, 216) -> embedding (B, E) and its projection (B, E), which only the loss of training sees."""

@@ -257,7 +257,7 @@ def _render_in_worker(index: int) -> None:
 def connect(cluster: str) -> Iterator:
     """A Dask client for as long as it is entered; UserError if Dask is not installed or nobody answers."""
     try:
-        from dask.distributed import Client
+        from distributed import Client
     except ModuleNotFoundError as error:
         raise UserError('--cluster needs Dask: pip install "realtime-mpe[cluster]"') from error
     try:
@@ -270,7 +270,7 @@ def connect(cluster: str) -> Iterator:
 
 def _render_on_cluster(job: Job, missing: list[int], client) -> Iterator[None]:
     """Segments come back as arrays and are saved here, so the workers need no common disk."""
-    from dask.distributed import as_completed
+    from distributed import as_completed
 
     shared = client.scatter(job, broadcast=True)
     waiting = iter(missing)

@@ -420,9 +420,7 @@ class SynthInstrument:
         # Tied notes follow one another on one bow or breath: the second has no attack noise of its own.
         self.ties = self.family in ("bowed", "blown")
 
-    def render(
-        self, notes: np.ndarray, n_samples: int, rng: np.random.Generator
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def render(self, notes: np.ndarray, n_samples: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Play `notes` (N, 4): onset s >= 0, offset s, MIDI number, velocity 1..127, sorted by onset.
 
         Returns audio (n_samples,) float32 and the notes that sound, (M, 4) float64, with the offset moved forward

@@ -1,6 +1,6 @@
 """``rt-mpe train RECIPE``: one of the paper's experiments from sharded data to a model file.
 
-    shards -> (timbre teacher ->) network -> thresholds -> window model (ONNX)
+shards -> (timbre teacher ->) network -> thresholds -> window model (ONNX)
 """
 
 import argparse

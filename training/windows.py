@@ -189,5 +189,3 @@ class Windows(Examples):
         if window.maps.any() or rng.random() < KEPT_SILENCES:
             return window
         return None
-
-

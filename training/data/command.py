@@ -48,12 +48,16 @@ def run_pack(args: argparse.Namespace) -> int:
     else:
         dataset = open_dataset(args.dataset)
         for problem in dataset.problems:
-            print(f"left out: {problem}", file=sys.stderr)
+            _tell(f"left out: {problem}")
         if args.split is None:
-            packed = {args.out: piece_segments(dataset.pieces)}
+            packed = {args.out: piece_segments(dataset.pieces, say=_tell)}
         else:
             sides = load_split(args.split, dataset)
-            packed = {args.out / side: piece_segments(sides[side]) for side in ("train", "validation")}
+            packed = {args.out / side: piece_segments(sides[side], say=_tell) for side in ("train", "validation")}
     for out, segments in packed.items():
         print(f"{out}: {write_shards(out, segments, args.per_shard)} excerpts")
     return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
