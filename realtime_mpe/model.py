@@ -117,9 +117,11 @@ def load_model(name: str = DEFAULT_MODEL) -> "OnnxModel":
     """A shipped model by its bare name, a file, or a model plugin (its name, or ``package.module:Class``)."""
     from . import plugins  # it reads this module for the built-in kind
 
-    if Path(name).suffix == ".onnx" or name in shipped_models():
+    kind, colon, _ = name.partition(":")
+    is_file = Path(name).suffix == ".onnx" and not (colon and kind in plugins.known("model"))
+    if is_file or name in shipped_models():
         return open_model(name)
-    if ":" in name or name in plugins.known("model"):
+    if colon or name in plugins.known("model"):
         return plugins.resolve("model", name)
     return open_model(name)
 
