@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, AnalysisConfig
+from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.model import OnnxModel
 from realtime_mpe.notes import Thresholds
@@ -31,6 +31,16 @@ def test_training_front_end_equals_the_runtime_on_every_frame():
     got = FrontEnd()(torch.from_numpy(audio)).numpy()
     for row, signal in zip(got, audio, strict=True):
         np.testing.assert_allclose(row, StreamingCqt(AnalysisConfig()).process(signal), atol=2e-5)
+
+
+@pytest.mark.parametrize("samples", [20 * 512, 20 * 512 + 1])
+def test_the_centred_front_end_of_training_gives_the_runtimes_label_frames(samples):
+    audio = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
+    label_frames = FrontEnd(PAPER)(torch.from_numpy(audio)[None])[0].numpy()
+    cqt = StreamingCqt(PAPER)
+    streamed = np.concatenate([cqt.process(audio), cqt.flush()])[cqt.latency // PAPER.hop - 1 :]
+    assert len(label_frames) == 21 <= len(streamed)
+    np.testing.assert_allclose(label_frames, streamed[:21], atol=2e-5)
 
 
 @torch.no_grad()
