@@ -260,10 +260,11 @@ class SlotVoices:
         return len(self._heard)
 
     def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, frame: int) -> list[tuple[int, int]]:
-        """history : (H, n_pitches, K) what each slot says of every pitch; the rest as in VoiceMemory."""
+        """history : (H, n_pitches, K) what each slot says of every pitch, up to label frame ``frame`` + 1, the newest
+        in which a note can begin; the rest as in VoiceMemory."""
         given = []
         for pitch, start in starts:
-            frames = min(max(frame - start, 0) + 1, len(history))
+            frames = min(frame + 2 - start, len(history))
             voice = int(np.argmax(history[-frames:, pitch].sum(0)))
             self._heard.add(voice)
             self._sounding[pitch] = voice

@@ -95,7 +95,8 @@ class WindowModel:
     def process(self, frame: np.ndarray) -> Posteriors:
         """(216,) levels of one frame -> Posteriors of frames that lie `latency` and the look-ahead before it.
 
-        The network knows no onsets. The embedding of a pitch is what each slot says of it, (72, K).
+        The network knows no onsets. The embedding of a pitch is what each slot says of it, (72, K), in the frame of
+        look-ahead 0: a note can begin as late as there.
         """
         self._frames.append(frame)
         self._age += 1
@@ -104,7 +105,7 @@ class WindowModel:
         mix, slots = self._said
         newest = self.info.window - 1 - self.latency + self._age  # column of look-ahead 0
         rows = mix.T[newest - np.arange(MAX_LOOKAHEAD + 1)]
-        return Posteriors(rows, np.zeros_like(rows), slots[:, :, newest - 1].T)
+        return Posteriors(rows, np.zeros_like(rows), slots[:, :, newest].T)
 
     def _run(self) -> tuple[np.ndarray, np.ndarray]:
         mix, slots = self._session.run(["mix", "slots"], {"window": np.stack(self._frames)[None]})
