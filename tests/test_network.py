@@ -1,18 +1,21 @@
 """The network: streaming equals one shot, nothing looks ahead, the exported file equals torch, and the losses learn."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
 from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
-from realtime_mpe.model import OnnxModel
+from realtime_mpe.model import OnnxModel, open_session
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.training import export as export_module
-from realtime_mpe.training.export import export, largest_difference
+from realtime_mpe.training.export import export, export_timbre, largest_difference
 from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
 from realtime_mpe.training.pointer import PointerNetwork
+from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
 
 SMALL = NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8)
 HEADS = ("mix", "onset", "polyphony", "embedding")
@@ -110,3 +113,18 @@ def test_model_reset_equals_a_new_model(network, tmp_path):
     first = [model.process(frame).mix for frame in frames]
     model.reset()
     np.testing.assert_array_equal([model.process(frame).mix for frame in frames], first)
+
+
+def test_the_exported_timbre_teacher_equals_torch_and_names_its_front_end(tmp_path):
+    torch.manual_seed(0)
+    encoder = TimbreEncoder().eval()
+    path = tmp_path / "teacher.onnx"
+    export_timbre(path, encoder)
+    session = open_session(path)
+    view = np.random.default_rng(0).random((1, TIMBRE_FRAMES, 3 * N_PITCHES)).astype(np.float32)
+    (embedding,) = session.run(["embedding"], {"view": view})
+    with torch.no_grad():
+        np.testing.assert_allclose(embedding, encoder(torch.from_numpy(view))[0][0], atol=1e-4)
+    metadata = session.get_modelmeta().custom_metadata_map
+    assert (metadata["format"], metadata["parameters"]) == ("rt-mpe timbre 1", "699584")
+    assert json.loads(metadata["analysis"]) == PAPER.to_dict()
