@@ -241,7 +241,7 @@ def fit_recipe(
                     running[name] = 0.98 * running.get(name, float(value.detach())) + 0.02 * float(value.detach())
 
                 if clock.due("line", LINE_SECONDS):
-                    rate = progress["step"] * schedule.batch_size / clock.seconds
+                    rate = progress["step"] * schedule.batch_size / clock.tick()
                     parts = "  ".join(f"{name} {value:.4f}" for name, value in running.items())
                     tell(f"{progress['step'] * schedule.batch_size} of {total} examples, {rate:.1f}/s  {parts}")
                 if clock.due("save", CHECKPOINT_SECONDS):
@@ -265,7 +265,7 @@ def fit_recipe(
             figures = {f"validation_{name}": value for name, value in figures.items()}
             curve.append({"examples": progress["step"] * schedule.batch_size, **running, **figures})
             tell("  ".join(f"{name} {value:.4g}" for name, value in figures.items()))
-            clock.seconds  # noqa: B018  # counts the validation too
+            clock.tick()
             save()
             fabric.barrier()
     network.load_state_dict(best)
@@ -288,15 +288,15 @@ class Clock:
         self._last = time.monotonic()
         self._next: dict[str, float] = {}
 
-    @property
-    def seconds(self) -> float:
+    def tick(self) -> float:
+        """Count until now; returns the seconds in all."""
         now = time.monotonic()
         self._progress["seconds"] += now - self._last
         self._last = now
         return self._progress["seconds"]
 
     def due(self, what: str, every: float) -> bool:
-        seconds = self.seconds
+        seconds = self.tick()
         if seconds < self._next.setdefault(what, seconds + every):
             return False
         self._next[what] = seconds + every

@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: what was played above what was heard, a colour a player; and precision against recall."""
+"""Pictures: what was played above what was heard, a colour a player; precision against recall; a map of sources."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -76,6 +76,27 @@ def curves_picture(path: Path, curves: Mapping[str, Curve], title: str) -> None:
     _save(figure, path)
 
 
+def map_picture(path: Path, embedding: np.ndarray, group: Sequence[str], title: str) -> None:
+    """Embeddings (N, E) of sources on their first two principal components, a colour a group."""
+    unit = embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
+    centred = unit - unit.mean(0)
+    _, spread, axes = np.linalg.svd(centred, full_matrices=False)
+    x, y = (centred @ axes[:2].T).T
+    share = spread[:2] ** 2 / (spread**2).sum()
+    figure = Figure(figsize=(8, 7), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    for name, colour in zip(sorted(set(group)), COLOURS, strict=False):
+        own = np.array([g == name for g in group])
+        axis.scatter(x[own], y[own], color=colour, s=22, alpha=0.8, label=f"{name} ({own.sum()})", edgecolors="none")
+    axis.set_xlabel(f"first component, {100 * share[0]:.0f} % of the variance")
+    axis.set_ylabel(f"second component, {100 * share[1]:.0f} %")
+    axis.set_title(title, fontsize=11)
+    axis.grid(color="#dddddd")
+    axis.legend(fontsize=9)
+    _save(figure, path)
+
+
 def _draw_roll(axis, rolls: np.ndarray, colours: Sequence[str]) -> None:
     """Each run of cells as a bar on its pitch; bool rolls (N, N_PITCHES, T)."""
     axis.set_axisbelow(True)
@@ -101,4 +122,4 @@ def _save(figure: Figure, path: Path) -> None:
         figure.savefig(path, format="png")
     except OSError as error:
         path.unlink(missing_ok=True)
-        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another --plot") from error
+        raise UserError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error

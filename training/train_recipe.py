@@ -21,11 +21,13 @@ from realtime_mpe.notes import Thresholds
 
 from . import rendering
 from .calibrate import Heard, best_thresholds
+from .data.own import kind_of_source
 from .export import export_timbre, export_window
 from .fit_recipe import Budget, fit_recipe
 from .frontend import FrontEnd
 from .metrics import notes_to_roll
 from .mixing import Mixture, mix
+from .plot import map_picture
 from .protocol import best_threshold, match_slots
 from .recipe import Recipe, SlotRecipe, TimbreRecipe
 from .shards import read_segments, shard_paths
@@ -33,7 +35,7 @@ from .slots import WINDOW, SlotNetwork, harmonic_input
 from .timbre import embed_sources, retrieval, source_table
 from .windows import SourceTable
 
-SOURCES_FILE, MODEL_FILE, RESULT_FILE = "sources.npz", "model.onnx", "result.json"
+SOURCES_FILE, MODEL_FILE, RESULT_FILE, MAP_FILE = "sources.npz", "model.onnx", "result.json", "map.png"
 TABLE_SEGMENTS = 500  # whose stems the stored embeddings are made from, at most
 CALIBRATION_MIXTURES = 24
 CALIBRATION_SECONDS = 23.552  # 32 windows
@@ -143,6 +145,8 @@ def finish_timbre(out: Path, encoder: nn.Module, data: Path, device: torch.devic
     known = embed_sources(encoder, shard_paths(data / "train"), TABLE_SEGMENTS, device)
     table = source_table({**known, **held_out})
     np.savez(out / SOURCES_FILE, names=np.array(table.names), embedding=table.embedding)
+    group = [kind_of_source(name) for name in table.names]
+    map_picture(out / MAP_FILE, table.embedding, group, f"{len(group)} sources as the timbre encoder hears them")
     (out / RESULT_FILE).write_text(json.dumps({"held_out": found, "train": retrieval(known)}, indent=1))
     export_timbre(out / MODEL_FILE, encoder.cpu())
     print(

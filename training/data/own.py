@@ -26,6 +26,10 @@ from .datasets import (
 from .midi import read_players, read_stems
 
 TRUTH_SUFFIXES = (".mid", ".midi")
+SECTIONS = (  # of General MIDI by their end, without what has a family
+    *((24, "keyboards and mallets"), (40, "guitars and basses"), (80, "choirs")),
+    *((88, "leads"), (104, "pads"), (128, "of the world")),
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,15 @@ def family_of_source(name: str) -> str:
     if own.isdigit():
         return family_of(own, int(own))
     return "other" if kind == "synth" else family_of(own)
+
+
+def kind_of_source(name: str) -> str:
+    """Finer than its family, for pictures: what "other" is by the sections of General MIDI."""
+    family = family_of_source(name)
+    own = name.partition(":")[2]
+    if family != "other" or not own.isdigit():
+        return family if family != "other" else "synthesizer"
+    return next(kind for end, kind in SECTIONS if int(own) < end)
 
 
 def rendered(root: Path) -> DataSet | None:
