@@ -175,3 +175,41 @@ def test_two_processes_train_as_one(shards, tmp_path):
         assert (run / "model.onnx").exists()
         losses.append([json.loads(line)["validation_loss"] for line in (run / "curve.jsonl").read_text().splitlines()])
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.25)
+
+
+def test_render_and_pack_make_what_recipes_train_on(rt_mpe, tmp_path, monkeypatch, tune_wav):
+    import shutil
+
+    import mido
+
+    from realtime_mpe.training import rendering
+
+    monkeypatch.setattr(rendering, "SEGMENT_SECONDS", 5.0)
+    monkeypatch.setattr(rendering, "FEWEST_SEGMENTS", 4)
+    monkeypatch.setattr(rendering, "SYNTH_INSTRUMENTS", 16)
+    command = ["data", "render", "-o", tmp_path / "data", "--segments", 4, "--workers", 1]
+    assert rt_mpe(*command).code == 0
+    assert len(shard_paths(tmp_path / "data" / "train")) == 4  # four processes can share them
+    again = rt_mpe(*command)
+    assert again.code == 0 and not any("stems for" in line for line in again.out)
+
+    stems_folder = tmp_path / "data" / "stems" / "train"
+    assert rt_mpe("data", "pack", stems_folder, "-o", tmp_path / "packed", "--per-shard", 3).code == 0
+    takes = [len(s.part) for s in take(read_segments(shard_paths(tmp_path / "packed"), 0), 4)]
+    assert sorted(takes) == sorted(len(StemCache(stems_folder).load(k).part) for k in range(4))
+
+    folder = tmp_path / "songs"
+    folder.mkdir()
+    shutil.copy(tune_wav, folder / "a.wav")
+    (folder / "b.wav").write_bytes(b"no sound")
+    for name in "ab":
+        midi = mido.MidiFile(tracks=[mido.MidiTrack()])
+        midi.tracks[0].append(mido.Message("note_on", note=60, time=480))
+        midi.tracks[0].append(mido.Message("note_off", note=60, time=480))
+        midi.save(folder / f"{name}.mid")
+    packed = rt_mpe("data", "pack", folder, "-o", tmp_path / "songs.shards")
+    assert packed.code == 0 and any("b.wav" in line for line in packed.err)
+    (segment,) = take(read_segments(shard_paths(tmp_path / "songs.shards"), 0), 1)
+    assert segment.mixture is not None and segment.notes[0, 1] == pytest.approx(0.5)
+    again = rt_mpe("data", "pack", folder, "-o", tmp_path / "songs.shards")
+    assert again.code == 2 and "exists" in again.err[-1]

@@ -38,7 +38,7 @@ from .windows import SourceTable, Windows, collate
 CHECKPOINT_FILE, CURVE_FILE = "checkpoint.pt", "curve.jsonl"
 CHECKPOINT_SECONDS = 120.0
 LINE_SECONDS = 10.0
-DECAY_SHARE = 0.25  # of all steps at the end, over which the learning rate falls to 0 if the budget is used up
+DECAY_SHARE = 0.5  # of all steps at the end, over which the learning rate falls to 0 if the budget is used up
 VALIDATION_WINDOWS = 384
 VALIDATION_SEGMENTS = 24  # whose stems are asked for in retrieval
 LAYOUT = torch.channels_last  # of the networks and their input: half as slow on a CPU

@@ -18,6 +18,7 @@ from torch import nn
 from realtime_mpe.analysis import MAX_LOOKAHEAD, PAPER
 from realtime_mpe.errors import UserError
 from realtime_mpe.notes import Thresholds
+from realtime_mpe.window_model import DEFAULT_LOOKAHEAD
 
 from . import rendering
 from .calibrate import Heard, best_thresholds
@@ -40,7 +41,6 @@ TABLE_SEGMENTS = 500  # whose stems the stored embeddings are made from, at most
 CALIBRATION_MIXTURES = 24
 CALIBRATION_SECONDS = 23.552  # 32 windows
 NOTE_GRIDS = {"on": tuple(np.arange(0.2, 0.85, 0.05)), "off": tuple(np.arange(0.1, 0.65, 0.05))}
-LOOKAHEAD = 2  # frames right of the one that is read, by default; the same as the live model's
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,8 @@ def finish_slots(out: Path, recipe: SlotRecipe, network: SlotNetwork, data: Path
         for mixture, (mix, _) in zip(mixtures, predictions, strict=True)
     ]
     # The window lets every frame see what follows, at whatever look-ahead: one pair of thresholds does for all.
-    notes = best_thresholds(heard, LOOKAHEAD, Thresholds(onset=1.0, repeat=1.0), NOTE_GRIDS, say=lambda line: None)
+    start = Thresholds(onset=1.0, repeat=1.0)  # never by an onset, of which these networks know nothing
+    notes = best_thresholds(heard, DEFAULT_LOOKAHEAD, start, NOTE_GRIDS, say=lambda line: None)
     record = {"recipe": asdict(recipe), "torch": torch.__version__}
     export_window(
         out / MODEL_FILE,
