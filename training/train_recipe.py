@@ -128,7 +128,8 @@ def train_recipe(
 ) -> None:
     """A run from its beginning, or from where it stopped, to its model file; see `fit_recipe` for the errors."""
     needs = isinstance(recipe, SlotRecipe) and recipe.needs_teacher
-    network = fit_recipe(out, recipe, data, budget, fabric, load_sources(teacher) if needs else None, start)
+    sources = load_sources(teacher) if needs else None
+    network = fit_recipe(out, recipe, data, budget, fabric, sources, start, say=_say)
     if fabric.is_global_zero:
         network = network.to(fabric.device)
         if isinstance(recipe, TimbreRecipe):
@@ -136,6 +137,10 @@ def train_recipe(
         else:
             finish_slots(out, recipe, network, data, fabric.device)
         print(f"wrote {out / MODEL_FILE}")
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)  # a log that lags behind is no progress to look at
 
 
 def finish_timbre(out: Path, encoder: nn.Module, data: Path, device: torch.device) -> None:
