@@ -176,10 +176,10 @@ def _info_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _info(args: argparse.Namespace) -> int:
     from .analysis import FRAME_SECONDS
-    from .model import load_model
+    from .model import load_model, shipped_models
 
     recipe = resources.files("realtime_mpe.training").joinpath("recipes", f"{args.model}.toml")
-    if args.model.endswith(".toml") or recipe.is_file():
+    if args.model.endswith(".toml") or (recipe.is_file() and args.model not in shipped_models()):
         return import_module(f"{TRAINING}recipe").print_recipe(args.model, args.json)
     info = load_model(args.model).info
     own = info.facts

@@ -30,9 +30,11 @@ def test_every_row_has_the_parameters_of_table_1():
 
 
 def test_info_tells_of_a_recipe(rt_mpe):
-    ended = rt_mpe("info", "exp3c", "--json")
+    ended = rt_mpe("info", "exp3b", "--json")
     facts = json.loads("\n".join(ended.out))
     assert ended.code == 0 and facts["parameters"] == 1_684_875 and facts["network"]["slots"] == 8
+    shipped = json.loads("\n".join(rt_mpe("info", "exp3c", "--json").out))  # the model of that name
+    assert shipped["parameters"] == 1_684_875 and shipped["recipe"] == "exp3c" and shipped["voices"] == 8
     assert any("699,584" in line for line in rt_mpe("info", "timbre").out)
 
 
