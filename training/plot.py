@@ -83,7 +83,7 @@ def map_picture(path: Path, embedding: np.ndarray, group: Sequence[str], title: 
     _, spread, axes = np.linalg.svd(centred, full_matrices=False)
     x, y = (centred @ axes[:2].T).T
     share = spread[:2] ** 2 / (spread**2).sum()
-    figure = Figure(figsize=(8, 7), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(9.5, 7), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
     for name, colour in zip(sorted(set(group)), COLOURS, strict=False):
@@ -93,7 +93,7 @@ def map_picture(path: Path, embedding: np.ndarray, group: Sequence[str], title: 
     axis.set_ylabel(f"second component, {100 * share[1]:.0f} %")
     axis.set_title(title, fontsize=11)
     axis.grid(color="#dddddd")
-    axis.legend(fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9)
     _save(figure, path)
 
 

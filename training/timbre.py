@@ -175,7 +175,8 @@ def retrieval(embeddings: dict[str, np.ndarray]) -> dict[str, float]:
     """Whether a view finds its source among all: the share of views whose source is the nearest, and among five.
 
     A source is the mean of its views, of its own without the view that asks; sources with one view ask nothing.
-    top1, top5 : 0..1.  sources, queries : how many.
+    top1, top5 : 0..1.  sources, queries : how many.  between : mean cosine of two sources, which a cosine to the
+    right one has to be read beside.
     """
     names = [name for name, rows in embeddings.items() if len(rows) >= 2]
     unit = [embeddings[n] / np.linalg.norm(embeddings[n], axis=1, keepdims=True) for n in names]
@@ -189,4 +190,12 @@ def retrieval(embeddings: dict[str, np.ndarray]) -> dict[str, float]:
             ranks.append(int((cosine > cosine[k]).sum()))
     ranks = np.array(ranks)
     share = [float((ranks < n).mean()) if len(ranks) else 0.0 for n in (1, 5)]
-    return {"top1": share[0], "top5": share[1], "sources": len(names), "queries": len(ranks)}
+    means = sums / np.linalg.norm(sums, axis=1, keepdims=True)
+    between = (means @ means.T)[np.triu_indices(len(means), 1)]
+    return {
+        "top1": share[0],
+        "top5": share[1],
+        "sources": len(names),
+        "queries": len(ranks),
+        "between": float(between.mean()) if len(between) else 0.0,
+    }
