@@ -149,8 +149,10 @@ class Stage:
 
     def recorded(self):
         """MIDI messages that have left the program, in their order, as mido knows them."""
-        time.sleep(0.5)  # what was sent last arrives with the next periods
-        whole, _, _ = self.microphone.out.rpartition("\n")
+        heard, deadline = None, time.monotonic() + 10
+        while heard != (heard := self.microphone.out) and time.monotonic() < deadline:
+            time.sleep(1.0)  # what was sent last arrives with the next periods
+        whole, _, _ = heard.rpartition("\n")
         return [mido.Message.from_bytes(json.loads(line)) for line in whole.splitlines() if line.startswith("[")]
 
     def close(self):

@@ -23,6 +23,7 @@ from .base import NoteSink
 APIS = {"alsa": "API_LINUX_ALSA", "jack": "API_UNIX_JACK", "coremidi": "API_MACOSX_CORE", "winmm": "API_WINDOWS_MM"}
 CLIENT = "rt-mpe"  # how we are called in patch bays
 LOOK_SECONDS = 1.0  # how often we look whether the port is still there
+LEAVE_SECONDS = 0.1  # two long JACK periods: a receiver may read what was sent last only in the next one
 
 System = tuple[str, object, list[str]]  # of APIS, an RtMidi output without a port yet, the ports it could open
 
@@ -78,6 +79,8 @@ class _PortSink(NoteSink):
             for channel in sorted(self._used):
                 self._send(_CONTROL_CHANGE, channel, _ALL_NOTES_OFF, 0)
                 self._send(_CONTROL_CHANGE, channel, _ALL_SOUND_OFF, 0)
+            if self._working and self.api == "jack":
+                time.sleep(LEAVE_SECONDS)
         except UserError:
             pass  # the port is gone, and with it what sounded
         self._working = False
