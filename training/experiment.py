@@ -97,14 +97,7 @@ def run(args: argparse.Namespace) -> int:
     for row in rows:
         if not isinstance(load_recipe(row), SlotRecipe):
             raise UserError(f"{row} is no row of the table; choose from {', '.join(ROWS)}")
-    data = args.data or rendering.render_shards(
-        args.out / "data",
-        rendering.Sounds.of(args),
-        args.segments,
-        seed=args.seed,
-        workers=args.workers,
-        cluster=args.cluster,
-    )
+    data = rendering.shards_for(args, args.out / "data")
     table = Table3(
         data,
         args.out,

@@ -117,6 +117,13 @@ def render_shards(out: Path, sounds: Sounds, segments: int, **options) -> Path:
     return out
 
 
+def shards_for(args: argparse.Namespace, out: Path) -> Path:
+    """The folder that --data names, or else what the other arguments ask for, rendered into ``out``."""
+    return args.data or render_shards(
+        out, Sounds.of(args), args.segments, seed=args.seed, workers=args.workers, cluster=args.cluster
+    )
+
+
 def instruments(sounds: Sounds) -> tuple[dict, dict]:
     """(training, held out) instruments of every kind that was given, each with how often it is drawn."""
     kinds = {

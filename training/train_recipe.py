@@ -99,14 +99,7 @@ def machines(args: argparse.Namespace) -> Machines:
 def run(args: argparse.Namespace, recipe: Recipe) -> int:
     out = args.out or Path("runs") / recipe.name
     budget = Budget(args.windows, args.per_epoch, args.loaders, args.seed)
-    data = args.data or rendering.render_shards(
-        out.parent / "data",
-        rendering.Sounds.of(args),
-        args.segments,
-        seed=args.seed,
-        workers=args.workers,
-        cluster=args.cluster,
-    )
+    data = rendering.shards_for(args, out.parent / "data")
     fabric = machines(args).fabric()
     try:
         train_recipe(out, recipe, data, budget, fabric, args.teacher or out.parent / "timbre", args.start)
