@@ -25,8 +25,13 @@ class AnalysisConfig:
     first_midi: int = FIRST_MIDI
     n_pitches: int = N_PITCHES
     bins_per_pitch: int = BINS_PER_PITCH
+    overtone_bins: int = 72  # above those of the highest pitch: the band up to 7.9 kHz, where timbre is
     gamma: float = 6.0  # Hz added to each bandwidth: kernels of 152 ms at MIDI 23 and 24 ms at MIDI 94
     alignment: str = "right"  # kernels end at the newest sample, so the front end adds no look-ahead; or "centre"
+
+    @property
+    def n_bins(self) -> int:
+        return self.n_pitches * self.bins_per_pitch + self.overtone_bins
 
     def differences(self, other: "AnalysisConfig") -> list[str]:
         """Names and values of the fields in which two configurations differ, as text for an error message."""
@@ -40,5 +45,5 @@ class AnalysisConfig:
         return asdict(self)
 
 
-PAPER = AnalysisConfig(gamma=0.0, alignment="centre")
+PAPER = AnalysisConfig(overtone_bins=0, gamma=0.0, alignment="centre")
 """The slot-attention paper's constant-Q transform: kernels of 1666 ms at MIDI 23, half of which is look-ahead."""

@@ -23,9 +23,8 @@ def bin_frequencies(config: AnalysisConfig) -> np.ndarray:
     Bin 0 lies below the first pitch so that each pitch is the *middle* of its group of bins; a grid that starts on
     the pitch biases every note by a third of a semitone.
     """
-    n_bins = config.n_pitches * config.bins_per_pitch
     middle = (config.bins_per_pitch - 1) // 2
-    midi = config.first_midi + (np.arange(n_bins) - middle) / config.bins_per_pitch
+    midi = config.first_midi + (np.arange(config.n_bins) - middle) / config.bins_per_pitch
     return 440.0 * 2.0 ** ((midi - 69.0) / 12.0)
 
 
@@ -52,6 +51,8 @@ def kernels(config: AnalysisConfig) -> tuple[Bank, ...]:
     frequencies = bin_frequencies(config)
     q = 1.0 / (2.0 ** (1.0 / (12 * config.bins_per_pitch)) - 1.0)
     lengths = np.ceil(q * config.samplerate / (frequencies + config.gamma * q)).astype(int)
+    # Overtones keep the length of the highest pitch: shorter kernels would only blur neighbours.
+    lengths = np.maximum(lengths, lengths[config.n_pitches * config.bins_per_pitch - 1])
     centred = config.alignment == "centre"
     banks = []
     size = 12 * config.bins_per_pitch if centred else len(frequencies)
@@ -106,7 +107,7 @@ class StreamingCqt:
         pending = np.concatenate([self._pending, np.asarray(samples, np.float32)])
         n_frames = len(pending) // hop
         signal = np.concatenate([self._history, pending])
-        frames = np.empty((n_frames, self.config.n_pitches * self.config.bins_per_pitch), np.float32)
+        frames = np.empty((n_frames, self.config.n_bins), np.float32)
         for n in range(n_frames):  # one product of one shape a hop: chopping the input cannot change the rounding
             centre = len(self._history) + (n + 1) * hop - self.latency
             products = [signal[centre - bank.behind : centre + bank.ahead] @ bank.kernels for bank in self._banks]

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .analysis import BINS_PER_PITCH, FIRST_MIDI, HOP, MAX_LOOKAHEAD, N_BINS, SAMPLERATE
+from .analysis import BINS_PER_PITCH, FIRST_MIDI, HOP, MAX_LOOKAHEAD, SAMPLERATE
 from .channels import ChannelMap
 from .cqt import FLOOR_DB, RANGE_DB, StreamingCqt
 from .errors import UserError
@@ -138,7 +138,7 @@ class Engine:
         """Decide what the stages still hold, and end every note."""
         self._frames(self._cqt.flush())
         # Frames of silence, not samples: in the kernels the cut would sound like a click.
-        self._frames(np.zeros((self._model.latency + self.lookahead, N_BINS), np.float32))
+        self._frames(np.zeros((self._model.latency + self.lookahead, self._model.info.analysis.n_bins), np.float32))
         self._end_all()
 
     def report(self, overflows: int, seconds_busy: float) -> None:
@@ -256,7 +256,7 @@ class Engine:
 
 
 def velocity(frame: np.ndarray, pitch: int) -> int:
-    """MIDI velocity 1..127 from the level of a pitch's own bins, (216,) levels."""
+    """MIDI velocity 1..127 from the level of a pitch's own bins, (n_bins,) levels."""
     decibels = float(frame[BINS_PER_PITCH * pitch : BINS_PER_PITCH * (pitch + 1)].max()) * RANGE_DB + FLOOR_DB
     share = (decibels - VELOCITY_FLOOR_DB) / VELOCITY_RANGE_DB
     return int(np.clip(round(1 + 126 * share), 1, 127))

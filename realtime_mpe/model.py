@@ -183,7 +183,7 @@ class OnnxModel:
         missing = sorted({*self._outputs} - {*outputs})
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
-        self._n_bins = self.info.analysis.n_pitches * self.info.analysis.bins_per_pitch
+        self._n_bins = self.info.analysis.n_bins
         names = [name for name in outputs if name.startswith(POINTER_PREFIX)]
         try:
             self.reset()
@@ -205,7 +205,7 @@ class OnnxModel:
         return {"frame": frame.reshape(1, 1, self._n_bins), **self._states}
 
     def process(self, frame: np.ndarray) -> Posteriors:
-        """(216,) levels of one frame -> Posteriors."""
+        """(n_bins,) levels of one frame -> Posteriors."""
         mix, onset, embedding, *states = self._session.run(self._outputs, self._feed(frame))
         self._states = dict(zip(self._state_shapes, states, strict=True))
         return Posteriors(mix, onset, embedding)

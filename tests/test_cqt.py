@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from realtime_mpe.analysis import PAPER, AnalysisConfig
-from realtime_mpe.cqt import FLOOR_DB, RANGE_DB, StreamingCqt, bin_frequencies, level
+from realtime_mpe.cqt import FLOOR_DB, RANGE_DB, StreamingCqt, bin_frequencies, kernels, level
 
 CONFIG = AnalysisConfig()
 BOTH = pytest.mark.parametrize("config", [CONFIG, PAPER], ids=["live", "paper"])
@@ -23,7 +23,7 @@ def test_every_pitch_peaks_in_its_own_group_of_bins_even_when_detuned(cents):
 
 
 def test_a_pitch_is_the_middle_of_its_bins():
-    middle = bin_frequencies(CONFIG)[1 :: CONFIG.bins_per_pitch]
+    middle = bin_frequencies(CONFIG)[1 : 3 * CONFIG.n_pitches : CONFIG.bins_per_pitch]
     expected = 440 * 2 ** ((np.arange(23, 95) - 69) / 12)
     np.testing.assert_allclose(middle, expected, rtol=1e-12)
 
@@ -98,10 +98,21 @@ def test_level_is_absolute_and_loudness_moves_it_by_the_decibel():
     assert (loud - quiet) * 70 == pytest.approx(20, abs=0.1)
 
 
+def test_overtones_above_the_highest_pitch_are_heard():
+    assert CONFIG.n_bins == 3 * 72 + 72
+    assert bin_frequencies(CONFIG)[-1] < CONFIG.samplerate / 2 < bin_frequencies(CONFIG)[-1] * 2 ** (1 / 12)
+    (bank,) = kernels(CONFIG)
+    lengths = np.count_nonzero(bank.kernels[:, : CONFIG.n_bins], axis=0)
+    assert (np.diff(lengths[: 3 * 72]) <= 0).all() and (lengths[3 * 72 :] >= lengths[3 * 72 - 1] - 2).all()
+    for midi in (100, 110, 117.6):
+        last = StreamingCqt(CONFIG).process(sine(midi))[-1]
+        assert abs(int(last.argmax()) - 3 * (midi - 23) - 1) <= 1
+
+
 def test_steady_sounds_read_as_in_nnaudio():
     # nnAudio centres its kernels; on a steady sound only the alignment differs, so the levels must be the same.
     nnaudio = pytest.importorskip("nnAudio.utils")
-    n_bins, bins_per_octave = CONFIG.n_pitches * CONFIG.bins_per_pitch, 12 * CONFIG.bins_per_pitch
+    n_bins, bins_per_octave = CONFIG.n_bins, 12 * CONFIG.bins_per_pitch
     q = 1 / (2 ** (1 / bins_per_octave) - 1)
     centred, _, _, centres = nnaudio.create_cqt_kernels(
         q, CONFIG.samplerate, bin_frequencies(CONFIG)[0], n_bins, bins_per_octave, gamma=CONFIG.gamma
@@ -119,7 +130,7 @@ def test_steady_sounds_read_as_in_nnaudio():
 def test_the_centred_front_end_reads_as_nnaudio_on_any_sound():
     features = pytest.importorskip("nnAudio.features.cqt")
     torch = pytest.importorskip("torch")
-    n_bins, bins_per_octave = PAPER.n_pitches * PAPER.bins_per_pitch, 12 * PAPER.bins_per_pitch
+    n_bins, bins_per_octave = PAPER.n_bins, 12 * PAPER.bins_per_pitch
     transform = features.CQT1992v2(
         sr=PAPER.samplerate,
         hop_length=PAPER.hop,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
+from realtime_mpe.analysis import MAX_LOOKAHEAD, PAPER, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.model import OnnxModel, open_session
 from realtime_mpe.notes import Thresholds
@@ -18,6 +18,7 @@ from realtime_mpe.training.pointer import PointerNetwork
 from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
 
 SMALL = NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8)
+N_LIVE_BINS = AnalysisConfig().n_bins
 HEADS = ("mix", "onset", "polyphony", "embedding")
 
 
@@ -25,7 +26,7 @@ HEADS = ("mix", "onset", "polyphony", "embedding")
 def network() -> LiveNetwork:
     torch.manual_seed(0)
     network = LiveNetwork(SMALL)
-    network(torch.rand(2, 60, 3 * N_PITCHES))  # normalisation statistics that are not the initial ones
+    network(torch.rand(2, 60, N_LIVE_BINS))  # normalisation statistics that are not the initial ones
     return network.eval()
 
 
@@ -48,7 +49,7 @@ def test_the_centred_front_end_of_training_gives_the_runtimes_label_frames(sampl
 
 @torch.no_grad()
 def test_any_chopping_into_frames_equals_one_shot(network):
-    frames = torch.rand(1, 50, 3 * N_PITCHES)
+    frames = torch.rand(1, 50, N_LIVE_BINS)
     whole, _ = network(frames)
     states, parts = None, []
     for piece in frames.split([1, 7, 1, 1, 20, 13, 7], 1):
@@ -61,9 +62,9 @@ def test_any_chopping_into_frames_equals_one_shot(network):
 
 @torch.no_grad()
 def test_the_future_changes_nothing(network):
-    frames = torch.rand(1, 40, 3 * N_PITCHES)
+    frames = torch.rand(1, 40, N_LIVE_BINS)
     other = frames.clone()
-    other[:, 25:] = torch.rand(1, 15, 3 * N_PITCHES)
+    other[:, 25:] = torch.rand(1, 15, N_LIVE_BINS)
     a, b = network(frames)[0], network(other)[0]
     for head in HEADS:
         torch.testing.assert_close(a[head][:, :25], b[head][:, :25])
@@ -71,10 +72,11 @@ def test_the_future_changes_nothing(network):
 
 
 def test_harmonic_shift_reads_the_bin_of_the_harmonic_and_silence_beyond():
-    frames = torch.arange(216.0)[None, None]
+    frames = torch.arange(float(N_LIVE_BINS))[None, None]
     assert shift_bins(frames, 36)[0, 0, 10] == 46
     assert shift_bins(frames, -36)[0, 0, 46] == 10
-    assert shift_bins(frames, 36)[0, 0, 200] == 0 and shift_bins(frames, -36)[0, 0, 5] == 0
+    assert shift_bins(frames, 36)[0, 0, 200] == 236
+    assert shift_bins(frames, 108)[0, 0, 200] == 0 and shift_bins(frames, -36)[0, 0, 5] == 0
 
 
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
@@ -109,7 +111,7 @@ def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, t
 def test_model_reset_equals_a_new_model(network, tmp_path):
     path = tmp_path / "m.onnx"
     export(path, network, PointerNetwork(), 1, (Thresholds(),) * 5, {})
-    model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, 216)).astype(np.float32)
+    model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, N_LIVE_BINS)).astype(np.float32)
     first = [model.process(frame).mix for frame in frames]
     model.reset()
     np.testing.assert_array_equal([model.process(frame).mix for frame in frames], first)
@@ -121,7 +123,7 @@ def test_the_exported_timbre_teacher_equals_torch_and_names_its_front_end(tmp_pa
     path = tmp_path / "teacher.onnx"
     export_timbre(path, encoder)
     session = open_session(path)
-    view = np.random.default_rng(0).random((1, TIMBRE_FRAMES, 3 * N_PITCHES)).astype(np.float32)
+    view = np.random.default_rng(0).random((1, TIMBRE_FRAMES, PAPER.n_bins)).astype(np.float32)
     (embedding,) = session.run(["embedding"], {"view": view})
     with torch.no_grad():
         np.testing.assert_allclose(embedding, encoder(torch.from_numpy(view))[0][0], atol=1e-4)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realtime_mpe.analysis import N_BINS, N_PITCHES, PAPER, AnalysisConfig
+from realtime_mpe.analysis import N_BINS, PAPER, AnalysisConfig
 from realtime_mpe.model import POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.window_model import DEFAULT_LOOKAHEAD, DEFAULT_STRIDE, WindowInfo
@@ -72,7 +72,7 @@ def export(
     from onnx import helper, numpy_helper
 
     network = plain(network)
-    frame = torch.zeros(1, 1, N_BINS)
+    frame = torch.zeros(1, 1, AnalysisConfig().n_bins)
     states = network.initial_states(1, frame)
     names = [f"{STATE_PREFIX}{k}" for k in range(len(states))]
     info = ModelInfo(
@@ -242,7 +242,8 @@ def largest_difference(network: LiveNetwork, model: OnnxModel) -> float:
     """Largest absolute difference of any output, frame by frame in ONNX Runtime against one shot in torch."""
     rng = np.random.default_rng(0)
     # Slowly varying ridges, so that the states matter and no output sits at the floor.
-    frames = np.clip(rng.normal(0.3, 0.3, (CHECKED_FRAMES // 8, 3 * N_PITCHES)), 0, 1.3).repeat(8, 0).astype(np.float32)
+    frames = np.clip(rng.normal(0.3, 0.3, (CHECKED_FRAMES // 8, AnalysisConfig().n_bins)), 0, 1.3)
+    frames = frames.repeat(8, 0).astype(np.float32)
     with torch.no_grad():
         outputs, _ = network(torch.from_numpy(frames)[None])
     expected = [outputs["mix"].sigmoid()[0], outputs["onset"].sigmoid()[0], outputs["embedding"][0]]

@@ -20,7 +20,7 @@ class FrontEnd(nn.Module):
             self.register_buffer(f"bank{k}", torch.from_numpy(bank.kernels), persistent=False)
 
     def forward(self, audio: Tensor, context: int = 0) -> Tensor:
-        """Levels of all frames, (B, n) samples -> (B, T, 216), equal to those of StreamingCqt on each row.
+        """Levels of all frames, (B, n) samples -> (B, T, n_bins), equal to those of StreamingCqt on each row.
 
         Right-aligned: T = n // hop, row i is complete with sample (i + 1) * hop. Centred: row i is centred on sample
         context + i * hop, T = (n - 2 * context) // hop + 1; with ``context`` of at least ``margin`` the kernels see

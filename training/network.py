@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from realtime_mpe.analysis import BINS_PER_PITCH, MAX_LOOKAHEAD, N_PITCHES
+from realtime_mpe.analysis import BINS_PER_PITCH, MAX_LOOKAHEAD, N_BINS, N_PITCHES
 
-HARMONIC_BINS = (-36, 0, 36, 57, 72, 84)  # half, 1, 2, 3, 4, 5 times the frequency at 36 bins an octave
+HARMONIC_BINS = (-36, 0, 36, 57, 72, 84, 93, 101, 108)  # half, 1 .. 8 times the frequency at 36 bins an octave
 OCTAVE = 12  # pitches
 CENTRE_MOMENTUM = 0.05
 POLYPHONY_CLASSES = 8  # 0..7 and more (section III of the slot-attention paper clips at 7)
@@ -150,7 +150,7 @@ class LiveNetwork(nn.Module):
     def forward(
         self, frames: Tensor, states: list[Tensor] | None = None, branch: bool = True
     ) -> tuple[dict[str, Tensor], list[Tensor]]:
-        """frames (B, T, 216) levels -> outputs and the states after the last frame.
+        """frames (B, T, n_bins) levels -> outputs and the states after the last frame.
 
         mix, onset : (B, T, L, P) logits.  polyphony : (B, T, 8) logits for look-ahead 1.
         With ``branch`` also embedding : (B, T, P, D), not normalised, and branch : (B, C', T, P), its features.
@@ -184,7 +184,6 @@ class LiveNetwork(nn.Module):
 
 
 def shift_bins(frames: Tensor, bins: int) -> Tensor:
-    """frames (..., n_bins) with bin k replaced by bin k + bins; silence where the front end does not reach."""
-    if bins >= 0:
-        return F.pad(frames[..., bins:], (0, bins))
-    return F.pad(frames[..., :bins], (-bins, 0))
+    """The bins of the pitches from frames (..., n_bins), bin k replaced by bin k + bins; silence beyond the reach."""
+    part = frames[..., max(bins, 0) : bins + N_BINS]
+    return F.pad(part, (max(-bins, 0), N_BINS - part.shape[-1] - max(-bins, 0)))
