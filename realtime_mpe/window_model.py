@@ -17,7 +17,7 @@ from .model import DEFAULT_MODEL, ModelInfo, Posteriors, model_path, open_sessio
 from .voices import SlotVoices
 
 DEFAULT_STRIDE = 4  # hops, 128 ms; a window costs 44 ms of one core: RTF .4 with the front end, and .5 at 3 hops
-DEFAULT_LOOKAHEAD = 2  # frames right of the one that is read, as in the shipped live model
+DEFAULT_LOOKAHEAD = 2  # frames right of the one that is read
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,13 @@ def cache(tmp_path_factory) -> StemCache:
     return StemCache(folder)
 
 
+def test_small_ensembles_are_solos_duos_and_trios(cache):
+    rng = np.random.default_rng(3)
+    players = [len(remix(cache, k % 2, 4.0, rng, few=True).stems) for k in range(60)]
+    pitched = [len(set(cache.load(k).part) - {-1}) for k in range(2)]
+    assert set(players) >= {1, 2} and max(players) <= min(3, max(pitched)) + 1  # and drums, if the segment has some
+
+
 def test_labels_lie_on_the_grid_that_the_metric_scores():
     n_frames = 40
     labels = label(Mixture(np.zeros(n_frames * HOP, np.float32), NOTES), n_frames)

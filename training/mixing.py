@@ -20,6 +20,7 @@ from .network import POLYPHONY_CLASSES
 from .stems import Segment, StemCache
 
 MAX_STEMS = 6
+FEW = 3  # players of a small ensemble, at most
 STRANGER_PROBABILITY = 0.12  # a part replaced by a stem of another piece: harmony must not tell players apart
 GUEST_PROBABILITY = 0.25  # of one more stem of another piece, and of yet another after it
 DISTRACTOR_PROBABILITY = 0.15  # drums, where a segment has them
@@ -58,9 +59,11 @@ class Batch:
         return Batch(*(getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__))
 
 
-def remix(cache: StemCache, index: int, seconds: float, rng: np.random.Generator, augment: bool = True) -> Mixture:
-    """A mixture from segment ``index``; with ``augment`` false only one take a part is drawn and summed."""
-    return mix(cache.load(index), seconds, rng, lambda: stranger(cache, rng), augment)
+def remix(
+    cache: StemCache, index: int, seconds: float, rng: np.random.Generator, augment: bool = True, few: bool = False
+) -> Mixture:
+    """A mixture from segment ``index``; see `mix`."""
+    return mix(cache.load(index), seconds, rng, lambda: stranger(cache, rng), augment, few)
 
 
 def mix(
@@ -69,10 +72,12 @@ def mix(
     rng: np.random.Generator,
     stranger: Callable[[], tuple[Segment, int]],
     augment: bool = True,
+    few: bool = False,
 ) -> Mixture:
     """A mixture of ``seconds`` from anywhere in a segment; ``stranger`` draws a stem of another piece.
 
-    A segment without isolated stems is heard as it was recorded.
+    With ``augment`` false one take a part is drawn and summed, and that is all. few : a solo, duo or trio, each as
+    likely, without guests. A segment without isolated stems is heard as it was recorded.
     """
     n = int(round(seconds * SAMPLERATE))
     start = int(rng.integers(0, max(1, segment.audio.shape[1] - n)))
@@ -84,11 +89,11 @@ def mix(
         piece = segment.mixture[start : start + n]
         audio[: len(piece)] = piece.astype(np.float32) / 32767
     elif augment:
-        chosen = chosen[: draw_count(len(chosen), rng)]
+        chosen = chosen[: int(rng.integers(1, min(FEW, len(chosen)) + 1)) if few else draw_count(len(chosen), rng)]
         for k in range(len(chosen)):
             if rng.random() < STRANGER_PROBABILITY:
                 chosen[k] = stranger()
-        while len(chosen) < MAX_STEMS and rng.random() < GUEST_PROBABILITY:
+        while not few and len(chosen) < MAX_STEMS and rng.random() < GUEST_PROBABILITY:
             chosen.append(stranger())
         if rng.random() < DISTRACTOR_PROBABILITY and (segment.part < 0).any():
             chosen.append((segment, int(rng.choice(np.flatnonzero(segment.part < 0)))))

@@ -37,7 +37,10 @@ SIZES = {
     "live": NetworkConfig(channels=64, embedding_channels=64),
 }
 LIVE = "live"  # what is trained unless a recipe is named
-DEFAULT_LOOKAHEAD = 2  # frames: a note's player is told much better from its third frame than from its second
+DEFAULT_LOOKAHEAD = 1  # frames: with overtones heard, a note's player is told as well from its second as from its third
+FEW_EVERY = (
+    3  # performance for the voice memory is of a few players: it has to learn how to hear that nobody else plays
+)
 CALIBRATION_MIXTURES = 24
 FEWEST_PERFORMANCES = 10  # of a validation set that still says something
 RUN_FILE, POINTER_FILE = "run.json", "pointer.pt"
@@ -147,10 +150,12 @@ def export_run(run: Path, path: Path) -> None:
     export(path, network, pointer, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
 
 
-def mixtures(cache: StemCache, count: int, seed: int) -> Iterator[Mixture]:
-    """Whole-segment re-mixes, the same for the same seed."""
+def mixtures(cache: StemCache, count: int, seed: int, few_every: int | None = None) -> Iterator[Mixture]:
+    """Whole-segment re-mixes, the same for the same seed; every ``few_every``-th is of a few players."""
     rng = np.random.default_rng(seed)
-    return (remix(cache, k % len(cache), rendering.SEGMENT_SECONDS, rng) for k in range(count))
+    for k in range(count):
+        few = few_every is not None and k % few_every == few_every - 1
+        yield remix(cache, k % len(cache), rendering.SEGMENT_SECONDS, rng, few=few)
 
 
 def hear_performances(
@@ -164,7 +169,7 @@ def hear_performances(
 ) -> list[Performance]:
     """What the engine would detect in ``count`` mixtures; one at a time, for the posteriors are large."""
     performances = []
-    for number, mixture in enumerate(mixtures(cache, count, seed), 1):
+    for number, mixture in enumerate(mixtures(cache, count, seed, FEW_EVERY), 1):
         heard = hear(network, front_end, [mixture], device)[0]
         performances.append(
             perform(heard.mix, heard.onset, heard.embedding, mixture, thresholds[DEFAULT_LOOKAHEAD], DEFAULT_LOOKAHEAD)
