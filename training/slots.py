@@ -26,7 +26,8 @@ CHANNELS = 64
 SLOT_DIM = 192
 TIMBRE_DIM = 128
 ITERATIONS = 3  # of slot attention; they share their weights
-INPUT_CHANNELS = 2 * len(HARMONIC_BINS)
+HARMONICS = HARMONIC_BINS[:6]  # half, 1 .. 5 times the frequency (section III-A)
+INPUT_CHANNELS = 2 * len(HARMONICS)
 TIMBRE_FRAMES = 46  # of one view of a stem, twice the window
 
 
@@ -61,7 +62,7 @@ class SlotOutputs(NamedTuple):
 def harmonic_input(levels: Tensor) -> Tensor:
     """Levels (B, T, 216) -> (B, 12, 216, T): harmonics 1/2, 1 .. 5, then a mask each of where the front end reaches."""
     ones = torch.ones_like(levels)
-    channels = [shift_bins(x, bins) for x in (levels, ones) for bins in HARMONIC_BINS]
+    channels = [shift_bins(x, bins) for x in (levels, ones) for bins in HARMONICS]
     return torch.stack(channels, 1).transpose(2, 3)
 
 
