@@ -10,7 +10,8 @@ from contextlib import contextmanager
 
 from . import plugins
 from .errors import UserError, tell
-from .host import SILENCE_DB, Engine, Settings
+from .host import Engine, Settings
+from .meter import SILENCE_DB
 from .model import load_model
 from .sinks.base import NoteSink
 from .sinks.midi_file import MidiFileSink
@@ -62,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
             engine, source = open_all(args, settings, specs, stop, opened)
             begun = True
             perform(source, engine, args.duration)
-            for fault in engine.faults():
+            for fault in engine.meter.faults():
                 tell(f"{source.name}: {fault}", "warning")
         except KeyboardInterrupt:
             pass  # only before the first sound: there is nothing to save
@@ -92,7 +93,7 @@ def perform(source: AudioSource, engine: Engine, duration: float | None = None) 
             engine.process(block.samples, block.lost)
             heard += block.lost + len(block.samples)
             seconds = heard / source.samplerate
-            if engine.level_db > SILENCE_DB:
+            if engine.meter.level_db > SILENCE_DB:
                 last_sound, silence_told = seconds, False
             elif seconds - last_sound >= SILENCE_SECONDS and not silence_told:
                 silence_told = True
@@ -103,7 +104,7 @@ def perform(source: AudioSource, engine: Engine, duration: float | None = None) 
             if seconds >= next_status:
                 next_status = seconds + STATUS_SECONDS
                 engine.report(source.overflows, time.perf_counter() - begun)
-            if engine.abandoned or (duration is not None and seconds >= duration):
+            if engine.sinks.abandoned or (duration is not None and seconds >= duration):
                 break
     finally:
         engine.finish()

@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .analysis import MAX_LOOKAHEAD
+from .analysis import BINS_PER_PITCH, MAX_LOOKAHEAD
+from .cqt import FLOOR_DB, RANGE_DB
 
 MIN_REPEAT_FRAMES = 3  # 96 ms: faster repetitions of one pitch by one player are trills of the model, not of people
+VELOCITY_FLOOR_DB, VELOCITY_RANGE_DB = -62.0, 50.0  # level of a pitch's bins that maps to velocity 1, and up to 127
 
 
 @dataclass(frozen=True)
@@ -107,3 +109,10 @@ class NoteTracker:
         events = [NoteEvent(False, int(p), frame) for p in np.flatnonzero(self.sounding)]
         self.sounding[:] = False
         return events
+
+
+def velocity(frame: np.ndarray, pitch: int) -> int:
+    """MIDI velocity 1..127 from the level of a pitch's own bins, (n_bins,) levels."""
+    decibels = float(frame[BINS_PER_PITCH * pitch : BINS_PER_PITCH * (pitch + 1)].max()) * RANGE_DB + FLOOR_DB
+    share = (decibels - VELOCITY_FLOOR_DB) / VELOCITY_RANGE_DB
+    return int(np.clip(round(1 + 126 * share), 1, 127))

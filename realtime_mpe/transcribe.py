@@ -18,7 +18,8 @@ import numpy as np
 from .analysis import FIRST_MIDI, FRAME_SECONDS, HOP, N_PITCHES, SAMPLERATE
 from .errors import UserError, tell
 from .events import Note
-from .host import SILENCE_DB, Engine, Settings
+from .host import Engine, Settings
+from .meter import SILENCE_DB
 from .model import DEFAULT_MODEL, OnnxModel, load_model
 from .sinks.base import NoteSink
 from .sinks.midi_file import MidiFileSink
@@ -120,12 +121,12 @@ def transcribe_file(
         for block in source.blocks():
             engine.process(block.samples, block.lost)
             n_samples += len(block.samples)
-            loudest = max(loudest, engine.level_db)
+            loudest = max(loudest, engine.meter.level_db)
             if progress is not None:
                 progress(n_samples / source.samplerate, source.duration)
         engine.finish()
         heard.damaged = source.damaged
-        for fault in engine.faults():
+        for fault in engine.meter.faults():
             warn(f"{source.name}: {fault}")
         if loudest <= SILENCE_DB:
             warn(f"{source.name} is silent from beginning to end: check how it was recorded")

@@ -26,7 +26,7 @@ CHANNELS = 64
 SLOT_DIM = 192
 TIMBRE_DIM = 128
 ITERATIONS = 3  # of slot attention; they share their weights
-HARMONICS = HARMONIC_BINS[:6]  # half, 1 .. 5 times the frequency (section III-A)
+HARMONICS = HARMONIC_BINS[:6]  # half, 1 .. 5 times the frequency (section III-A); the live network hears more
 INPUT_CHANNELS = 2 * len(HARMONICS)
 TIMBRE_FRAMES = 46  # of one view of a stem, twice the window
 

@@ -37,10 +37,8 @@ SIZES = {
     "live": NetworkConfig(channels=64, embedding_channels=64),
 }
 LIVE = "live"  # what is trained unless a recipe is named
-DEFAULT_LOOKAHEAD = 1  # frames: with overtones heard, a note's player is told as well from its second as from its third
-FEW_EVERY = (
-    3  # performance for the voice memory is of a few players: it has to learn how to hear that nobody else plays
-)
+DEFAULT_LOOKAHEAD = 1  # frames; at 2 a note's player is told no better on validation data
+FEW_EVERY = 3  # performances for the voice memory, one is by a few players: who is alone must be heard too
 CALIBRATION_MIXTURES = 24
 FEWEST_PERFORMANCES = 10  # of a validation set that still says something
 RUN_FILE, POINTER_FILE = "run.json", "pointer.pt"
