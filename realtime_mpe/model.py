@@ -15,7 +15,7 @@ import numpy as np
 from .analysis import MAX_LOOKAHEAD, AnalysisConfig
 from .errors import UserError
 from .notes import Thresholds
-from .voices import Pointer, VoiceMemory
+from .voices import Pointer, SlotVoices, VoiceMemory, Voter
 
 DEFAULT_MODEL = "default"
 MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
@@ -26,7 +26,8 @@ STATE_PREFIX = "state."
 class Posteriors(NamedTuple):
     """One hop.
 
-    mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities, row = look-ahead.  embedding : (n_pitches, D).
+    mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities, row = look-ahead.  embedding : (n_pitches, D), a column
+    of zeros from a model that does not tell players apart.
     """
 
     mix: np.ndarray
@@ -179,7 +180,9 @@ class OnnxModel:
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         outputs = [o.name for o in self._session.get_outputs()]
         self._state_shapes = {i.name: i.shape for i in self._session.get_inputs() if i.name.startswith(STATE_PREFIX)}
-        self._outputs = [*Posteriors._fields, *(f"new_{name}" for name in self._state_shapes)]
+        self.tells_players = self.info.voices > 1
+        heard = Posteriors._fields if self.tells_players else ("mix", "onset")
+        self._outputs = [*heard, *(f"new_{name}" for name in self._state_shapes)]
         missing = sorted({*self._outputs} - {*outputs})
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
@@ -188,14 +191,20 @@ class OnnxModel:
         try:
             self.reset()
             weights = self._session.run(names, self._feed(np.zeros(self._n_bins, np.float32)))
-            self.pointer = Pointer({n.removeprefix(POINTER_PREFIX): w for n, w in zip(names, weights, strict=True)})
+            self.pointer = None
+            if self.tells_players:
+                voters: dict[str, dict[str, np.ndarray]] = {}
+                for name, weight in zip(names, weights, strict=True):
+                    number, _, part = name.removeprefix(POINTER_PREFIX).partition(".")
+                    voters.setdefault(number, {})[part] = weight
+                self.pointer = Pointer([Voter(voter) for voter in voters.values()])
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
 
-    def voices(self) -> VoiceMemory:
+    def voices(self) -> VoiceMemory | SlotVoices:
         """Who gives the notes to players."""
-        return VoiceMemory(self.pointer, self.info.voices)
+        return VoiceMemory(self.pointer, self.info.voices) if self.pointer else SlotVoices(1)
 
     def reset(self) -> None:
         """As if only silence had been heard."""
@@ -206,6 +215,7 @@ class OnnxModel:
 
     def process(self, frame: np.ndarray) -> Posteriors:
         """(n_bins,) levels of one frame -> Posteriors."""
-        mix, onset, embedding, *states = self._session.run(self._outputs, self._feed(frame))
-        self._states = dict(zip(self._state_shapes, states, strict=True))
+        mix, onset, *rest = self._session.run(self._outputs, self._feed(frame))
+        embedding = rest.pop(0) if self.tells_players else np.zeros((mix.shape[1], 1), np.float32)
+        self._states = dict(zip(self._state_shapes, rest, strict=True))
         return Posteriors(mix, onset, embedding)

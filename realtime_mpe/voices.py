@@ -287,7 +287,24 @@ POINTER_LAYERS = (0, 2, 4)  # where the linear layers stand among the activation
 
 
 class Pointer:
-    """The learned scorer: two small perceptrons that share nothing but the situation they look at.
+    """The learned scorer: voters, trained alike from different seeds, whose log-probabilities are averaged.
+
+    One alone is a matter of luck: a mistake early in a performance carries through it.
+    """
+
+    def __init__(self, voters: Sequence["Voter"]):
+        if not voters:
+            raise ValueError("a pointer needs at least one voter")
+        self.voters = tuple(voters)
+
+    def __call__(self, features: np.ndarray, new: np.ndarray) -> np.ndarray:
+        inputs = pointer_inputs(features, new)
+        votes = np.stack([voter(*inputs) for voter in self.voters])
+        return (votes - np.logaddexp.reduce(votes, 1, keepdims=True)).mean(0)
+
+
+class Voter:
+    """Two small perceptrons that share nothing but the situation they look at.
 
     weights : arrays by name, as in ``NAMES``; layer widths follow from them. A voice is scored from its own
     features, the situation, and the mean and maximum of all voices' features, so that scores can be comparative.
@@ -303,9 +320,9 @@ class Pointer:
             raise ValueError(f"the pointer lacks {', '.join(missing)}")
         self._weights = {name: np.asarray(weights[name], np.float32) for name in self.NAMES}
 
-    def __call__(self, features: np.ndarray, new: np.ndarray) -> np.ndarray:
-        voice_input, new_input = pointer_inputs(features, new)
-        return np.concatenate([self._perceptron("voice", voice_input), self._perceptron("new", new_input[None])])
+    def __call__(self, voices: np.ndarray, situation: np.ndarray) -> np.ndarray:
+        """Inputs as of `pointer_inputs` -> (V + 1,) scores."""
+        return np.concatenate([self._perceptron("voice", voices), self._perceptron("new", situation[None])])
 
     def _perceptron(self, part: str, x: np.ndarray) -> np.ndarray:
         for layer in POINTER_LAYERS:

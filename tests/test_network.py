@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from realtime_mpe.analysis import MAX_LOOKAHEAD, PAPER, AnalysisConfig
+from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.model import OnnxModel, open_session
 from realtime_mpe.notes import Thresholds
@@ -16,6 +16,7 @@ from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
 from realtime_mpe.training.pointer import PointerNetwork
 from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
+from realtime_mpe.training.train import SIZES
 
 SMALL = NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8)
 N_LIVE_BINS = AnalysisConfig().n_bins
@@ -80,23 +81,21 @@ def test_harmonic_shift_reads_the_bin_of_the_harmonic_and_silence_beyond():
 
 
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
-    pointer = PointerNetwork().eval()
+    voters = [PointerNetwork().eval() for _ in range(2)]
     thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
     path = tmp_path / "m.onnx"
-    export(path, network, pointer, 2, thresholds, {"hours": 1.5})
+    export(path, network, voters, 2, thresholds, {"hours": 1.5})
     model = OnnxModel(str(path))
     assert largest_difference(network, model) < 1e-4
     assert (model.info.lookahead, model.info.thresholds, model.info.training) == (2, thresholds, {"hours": 1.5})
     features, new = np.random.default_rng(0).normal(size=(5, 24)), np.random.default_rng(1).normal(size=8)
     features, new = features.astype(np.float32), new.astype(np.float32)
+    situation = torch.from_numpy(new)[None]
     with torch.no_grad():
-        expected = pointer(torch.from_numpy(features)[None], torch.from_numpy(new)[None], torch.ones(1, 5, dtype=bool))
-    np.testing.assert_allclose(model.pointer(features, new), expected[0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(
-        model.pointer(features[:0], new),
-        pointer(torch.zeros(1, 3, 24), torch.from_numpy(new)[None], torch.zeros(1, 3).bool())[0, 3:].detach().numpy(),
-        atol=1e-5,
-    )
+        full = [v(torch.from_numpy(features)[None], situation, torch.ones(1, 5, dtype=bool))[0] for v in voters]
+        empty = [v(torch.zeros(1, 3, 24), situation, torch.zeros(1, 3).bool())[0, 3:] for v in voters]
+    for got, votes in ((model.pointer(features, new), full), (model.pointer(features[:0], new), empty)):
+        np.testing.assert_allclose(got, torch.stack(votes).log_softmax(1).mean(0).numpy(), atol=1e-5)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -104,13 +103,25 @@ def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, t
     monkeypatch.setattr(export_module, "TOLERANCE", 0.0)
     monkeypatch.setattr(export_module, "largest_difference", lambda *_: 2e-4)
     with pytest.raises(ValueError, match="differs from torch by 2.0e-04"):
-        export(tmp_path / "m.onnx", network, PointerNetwork(), 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, [PointerNetwork()], 1, (Thresholds(),) * 5, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
+    torch.manual_seed(0)
+    network = LiveNetwork(SIZES["tiny"]).eval()
+    path = tmp_path / "m.onnx"
+    export(path, network, [], 1, (Thresholds(),) * 5, {})
+    model = OnnxModel(str(path))
+    assert model.info.parameters <= 20_000 and model.info.voices == 1 and path.stat().st_size < 200_000
+    heard = model.process(np.zeros(N_LIVE_BINS, np.float32))
+    assert heard.embedding.shape == (N_PITCHES, 1)
+    assert [voice for _, voice in model.voices().note_ons([(3, 0), (9, 0)], heard.embedding[None], 0)] == [0, 0]
 
 
 def test_model_reset_equals_a_new_model(network, tmp_path):
     path = tmp_path / "m.onnx"
-    export(path, network, PointerNetwork(), 1, (Thresholds(),) * 5, {})
+    export(path, network, [PointerNetwork()], 1, (Thresholds(),) * 5, {})
     model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, N_LIVE_BINS)).astype(np.float32)
     first = [model.process(frame).mix for frame in frames]
     model.reset()

@@ -180,15 +180,15 @@ def first_sound(audio, share=0.1):
     return int(np.argmax(np.abs(audio) > share * np.abs(audio).max()))
 
 
-@pytest.mark.parametrize("name", [*effects.EFFECTS, "apply_effects", "room"])
+@pytest.mark.parametrize("name", [*effects.EFFECTS, "colour", "apply_effects", "room"])
 def test_effects_keep_length_onset_and_finite(name):
     audio = struck_tone()
     for seed in range(12):
         rng = np.random.default_rng(seed)
         if name == "room":
             out = effects.Room(rng)(audio)
-        elif name == "apply_effects":
-            out = effects.apply_effects(audio, rng)
+        elif name in ("apply_effects", "colour"):
+            out = getattr(effects, name)(audio, rng)
             assert out.dtype == np.float32 and np.abs(out).max() < 1
         else:
             out = effects.EFFECTS[name][1](audio, rng)

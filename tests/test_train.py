@@ -2,11 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from realtime_mpe.model import OnnxModel
-from realtime_mpe.training import calibrate, fit, pointer, rendering, stems, train
+from realtime_mpe.training import calibrate, casting, fit, pointer, rendering, stems, train
 from realtime_mpe.training.network import NetworkConfig
 from realtime_mpe.training.synth import SynthInstrument
 
@@ -27,6 +28,7 @@ def small(monkeypatch):
     monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.02, 0.5), "off": (0.01,), "onset": (0.5,), "repeat": (0.5,)})
     monkeypatch.setattr(pointer, "FOLLOW_TRUTH", (1.0, 0.5))
     monkeypatch.setattr(pointer, "EPOCHS", 2)
+    monkeypatch.setattr(pointer, "VOTERS", 2)
 
 
 def test_training_from_nothing_makes_a_model_that_plays(rt_mpe, small, tmp_path, tune_wav):
@@ -50,6 +52,14 @@ def test_training_from_nothing_makes_a_model_that_plays(rt_mpe, small, tmp_path,
 
     assert rt_mpe("export", run, "-o", tmp_path / "b.onnx").code == 0
     assert OnnxModel(str(tmp_path / "b.onnx")).info.training == OnnxModel(str(run / "model.onnx")).info.training
+
+
+def test_a_tiny_network_is_trained_without_a_branch(rt_mpe, small, tmp_path, tune_wav):
+    assert rt_mpe("train", "-o", tmp_path, *ARGUMENTS[:-1], "tiny").code == 0
+    info = OnnxModel(str(tmp_path / "model.onnx")).info
+    assert info.voices == 1
+    assert json.loads((tmp_path / "progress.json").read_text())["branch_from"] is None
+    assert rt_mpe("transcribe", tune_wav, "-o", tmp_path / "a.mid", "--model", tmp_path / "model.onnx").code == 0
 
 
 def test_a_network_that_hears_nothing_yet_is_told_to_hear_more(rt_mpe, small, tmp_path, monkeypatch):
@@ -110,3 +120,13 @@ def test_pieces_and_instruments_are_held_out():
     assert held_out and not {i.name for i in training} & {i.name for i in held_out}
     names = [f"piece {k}" for k in range(400)]
     assert 20 < sum(rendering.is_held_out(n) for n in names) < 90
+
+
+def test_an_ensemble_is_of_one_family():
+    names = ["philharmonia:viola", "bank:40", "bank:56", "philharmonia:tuba", "synth:pad-3", "bank:0"]
+    assert casting.members(names, "strings") == [0, 1]
+    assert casting.members(names, "brass") == [2, 3]
+    assert casting.members(names, "orchestra") == [0, 1, 2, 3]
+    drawn = {tuple(casting.draw_family(names, np.random.default_rng(seed))) for seed in range(40)}
+    assert {(0, 1), (2, 3), (0, 1, 2, 3), (5,)} <= drawn
+    assert casting.draw_family(["synth:pad-3"], np.random.default_rng(0)) == [0]

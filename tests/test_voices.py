@@ -3,7 +3,7 @@
 import numpy as np
 
 from realtime_mpe.analysis import N_PITCHES
-from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, POINTER_LAYERS, VOICE_FEATURES, Pointer, VoiceMemory
+from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, POINTER_LAYERS, VOICE_FEATURES, Pointer, VoiceMemory, Voter
 
 TIMBRES = np.eye(6, 16, dtype=np.float32)
 
@@ -118,4 +118,4 @@ def random_pointer(seed: int) -> Pointer:
             weights[f"{part}.{layer}.weight"] = rng.normal(0, n_in**-0.5, (n_out, n_in))
             weights[f"{part}.{layer}.bias"] = rng.normal(0, 0.1, n_out)
             n_in = n_out
-    return Pointer(weights)
+    return Pointer([Voter(weights)])

@@ -25,11 +25,14 @@ SWEEPS = 2  # coordinate descent settles within two
 
 @dataclass(frozen=True)
 class Heard:
-    """Posteriors of one mixture, (T, L, P), (T, L, P) and (T, P, D), beside what was played."""
+    """Posteriors of one mixture, (T, L, P), (T, L, P) and (T, P, D), beside what was played.
+
+    embedding : None of a network that does not tell players apart.
+    """
 
     mix: np.ndarray
     onset: np.ndarray
-    embedding: np.ndarray
+    embedding: np.ndarray | None
     mixture: Mixture
 
 
@@ -43,7 +46,7 @@ def hear(network: LiveNetwork, front_end: FrontEnd, mixtures: Iterable[Mixture],
             Heard(
                 outputs["mix"][0].sigmoid().cpu().numpy(),
                 outputs["onset"][0].sigmoid().cpu().numpy(),
-                outputs["embedding"][0].cpu().numpy(),
+                outputs["embedding"][0].cpu().numpy() if "embedding" in outputs else None,
                 mixture,
             )
         )

@@ -6,10 +6,12 @@ comes from the ``rng`` that is passed in.
 """
 
 import numpy as np
-from scipy import signal
+from scipy import fft, signal
 
 from realtime_mpe.analysis import SAMPLERATE
 
+COLOUR_DB, COLOUR_WAVES, COLOUR_FROM = 5.0, 8, 60.0  # RMS of the gain, its half waves over the range, Hz
+COLOUR_TAPS = 4096  # of the filter, a quarter of a second
 PEAK_LIMIT = 0.98  # full scale is 1; the rest is head room for file formats
 
 
@@ -101,6 +103,21 @@ def equalise(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         b, a = biquad(kind, frequency, float(rng.uniform(-6, 6)), float(rng.uniform(0.5, 1.2)))
         audio = signal.lfilter(b, a, audio)
     return audio
+
+
+def colour(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Another body, another microphone: a smooth random gain over frequency, of about COLOUR_DB, level kept."""
+    grid = np.linspace(0.0, 1.0, 65)  # from COLOUR_FROM to half the sample rate, in octaves
+    waves = np.arange(1, COLOUR_WAVES + 1)
+    height = rng.normal(0.0, COLOUR_DB, COLOUR_WAVES) * waves**-0.5 / np.sqrt(0.5 * np.sum(1 / waves))
+    gain_db = height @ np.cos(np.pi * waves[:, None] * grid + rng.uniform(0, 2 * np.pi, (COLOUR_WAVES, 1)))
+    frequency = np.maximum(fft.rfftfreq(COLOUR_TAPS, 1 / SAMPLERATE), COLOUR_FROM)
+    place = np.log2(frequency / COLOUR_FROM) / np.log2(SAMPLERATE / 2 / COLOUR_FROM)
+    cepstrum = fft.irfft(np.interp(place, grid, gain_db) * np.log(10) / 20)
+    # Minimum phase: what the cepstrum has before time 0 is folded behind it, so that no onset is heard early.
+    folded = np.concatenate([cepstrum[:1], 2 * cepstrum[1 : COLOUR_TAPS // 2], cepstrum[COLOUR_TAPS // 2 :][:1]])
+    filter_ = fft.irfft(np.exp(fft.rfft(folded, COLOUR_TAPS)))
+    return _like(signal.oaconvolve(audio, filter_)[: len(audio)], audio).astype(np.float32)
 
 
 def distort(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:

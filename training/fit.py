@@ -1,7 +1,7 @@
 """Training of the live network: one loop, read from top to bottom. It resumes from its last checkpoint.
 
 First the trunk learns to detect, for ``hours``; then it is frozen and the branch learns whose note it is, for
-``branch_hours``. Either part ends earlier when validation has not become better for a while.
+``branch_hours``, if the network has one. Either part ends earlier when validation has not become better for a while.
 """
 
 import json
@@ -50,12 +50,13 @@ class FitConfig:
 
 
 class Scores(NamedTuple):
-    """Validation at look-ahead 1. mix_ap, mix_f1 : frame level, best threshold; same_player_auc : of note pairs."""
+    """Validation at look-ahead 1. mix_ap, mix_f1 : frame level, best threshold; same_player_auc : of note pairs, None
+    for a network without a branch."""
 
     mix_ap: float
     mix_f1: float
     onset_ap: float
-    same_player_auc: float
+    same_player_auc: float | None
 
 
 def fit(
@@ -117,7 +118,7 @@ def fit(
             heard = progress["hours"] - (progress["branch_from"] or 0.0)  # by this part
             length = config.branch_hours if branch else config.hours
             if heard >= length or progress["stale"] >= config.patience:
-                if branch:
+                if branch or not network_config.tells_players:
                     break
                 progress.update(branch_from=progress["hours"], best=-1.0, stale=0)
                 running.clear()
@@ -173,8 +174,8 @@ def fit(
                     curve.write(json.dumps({**progress, **running, **scores._asdict()}) + "\n")
                 say(
                     f"{progress['hours']:7.2f} h in all  validation: mixture AP {100 * scores.mix_ap:.2f} F1 "
-                    f"{100 * scores.mix_f1:.2f}  onset AP {100 * scores.onset_ap:.2f}  "
-                    f"same player AUC {100 * scores.same_player_auc:.2f}"
+                    f"{100 * scores.mix_f1:.2f}  onset AP {100 * scores.onset_ap:.2f}"
+                    + (f"  same player AUC {100 * scores.same_player_auc:.2f}" if network_config.tells_players else "")
                 )
     finally:
         save()
@@ -221,12 +222,13 @@ def validate(network: LiveNetwork, front_end: FrontEnd, held_out: list[Batch], d
         outputs, _ = network(front_end(batch.audio))
         mix.append((outputs["mix"][:, :, 1].sigmoid().flatten(), shifted(batch.mix, 1).flatten()))
         onset.append((outputs["onset"][:, :, 1].sigmoid().flatten(), shifted(batch.onset, 1).flatten()))
-        pairs.append(pair_similarities(outputs["embedding"], batch.notes))
+        if "embedding" in outputs:
+            pairs.append(pair_similarities(outputs["embedding"], batch.notes))
     curves = [precision_recall(*(torch.cat(side) for side in zip(*rows, strict=True))) for rows in (mix, onset)]
     f1 = (2 * curves[0][0] * curves[0][1] / (curves[0][0] + curves[0][1] + 1e-9)).max()
-    similarity, same = (torch.cat(side) for side in zip(*pairs, strict=True))
+    same_player_auc = auc(*(torch.cat(side) for side in zip(*pairs, strict=True))) if pairs else None
     return Scores(
-        float(average_precision(*curves[0])), float(f1), float(average_precision(*curves[1])), auc(similarity, same)
+        float(average_precision(*curves[0])), float(f1), float(average_precision(*curves[1])), same_player_auc
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, SAMPLERATE
 
-from .effects import background
+from .effects import background, colour
 from .metrics import note_frames
 from .network import POLYPHONY_CLASSES
 from .stems import Segment, StemCache
@@ -24,6 +24,7 @@ FEW = 3  # players of a small ensemble, at most
 STRANGER_PROBABILITY = 0.12  # a part replaced by a stem of another piece: harmony must not tell players apart
 GUEST_PROBABILITY = 0.25  # of one more stem of another piece, and of yet another after it
 DISTRACTOR_PROBABILITY = 0.15  # drums, where a segment has them
+COLOUR_PROBABILITY = 0.5  # of a stem that gets a timbre of its own: a few hundred instruments are few
 RETUNE_CENTS = 30.0
 
 
@@ -101,6 +102,8 @@ def mix(
     for k, (source, stem) in enumerate(chosen):
         gain = 10 ** (rng.uniform(-9, 3) / 20) if augment else 1.0
         piece = source.stem(stem, start, n)
+        if augment and rng.random() < COLOUR_PROBABILITY:
+            piece = colour(piece, rng)
         audio[: len(piece)] += gain * piece
         own = source.notes[source.notes[:, 0] == stem]
         notes.append(np.stack([np.full(len(own), k), own[:, 1], own[:, 2], own[:, 3]], 1))

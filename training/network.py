@@ -23,7 +23,10 @@ POLYPHONY_CLASSES = 8  # 0..7 and more (section III of the slot-attention paper 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes. ``trunk`` and ``branch`` list the (time dilation, pitch dilation) of their blocks."""
+    """Sizes. ``trunk`` and ``branch`` list the (time dilation, pitch dilation) of their blocks.
+
+    With 0 ``embedding_channels`` there is no branch: such a network hears what sounds, and not who plays.
+    """
 
     channels: int = 48
     embedding_channels: int = 48
@@ -32,6 +35,10 @@ class NetworkConfig:
     branch: tuple[tuple[int, int], ...] = ((1, 1), (1, OCTAVE), (2, 1), (2, OCTAVE), (4, 1))
     slots: int = 8
     slot_window: int = 23  # frames that the slot head attends to, the paper's window
+
+    @property
+    def tells_players(self) -> bool:
+        return self.embedding_channels > 0
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -115,18 +122,21 @@ class LiveNetwork(nn.Module):
         self.polyphony = nn.Linear(2 * channels, POLYPHONY_CLASSES)
         # The branch reads the stem beside the trunk: detection is free to forget timbre. It is trained after the
         # trunk and alone, so that neither starves the other.
-        self.to_branch = nn.Conv2d(2 * channels, branch, 1, bias=False)
-        self.branch_norm = nn.BatchNorm2d(branch)
-        self.branch = nn.ModuleList(Block(branch, *dilation) for dilation in config.branch)
-        self.register_buffer("centre", torch.zeros(branch))  # mean of the branch's features where something sounds
-        self.embedding = nn.Linear(branch, config.embedding_dim, bias=False)
-        self.slot_head = SlotHead(branch, config.slots)
+        if config.tells_players:
+            self.to_branch = nn.Conv2d(2 * channels, branch, 1, bias=False)
+            self.branch_norm = nn.BatchNorm2d(branch)
+            self.branch = nn.ModuleList(Block(branch, *dilation) for dilation in config.branch)
+            self.register_buffer("centre", torch.zeros(branch))  # mean of the branch's features where something sounds
+            self.embedding = nn.Linear(branch, config.embedding_dim, bias=False)
+            self.slot_head = SlotHead(branch, config.slots)
         nn.init.constant_(self.mix.bias, -3.0)  # about one pitch in twenty sounds
         nn.init.constant_(self.onset.bias, -5.0)
 
     def initial_states(self, batch: int, like: Tensor) -> list[Tensor]:
         """Silence: one (B, C, context, P) tensor a causal convolution, in the order they run."""
-        convs = [b.spread for b in self.trunk] + [self.detect] + [b.spread for b in self.branch]
+        convs = [b.spread for b in self.trunk] + [self.detect]
+        if self.config.tells_players:
+            convs += [b.spread for b in self.branch]
         return [
             torch.zeros(batch, c.conv.in_channels, c.context, N_PITCHES, device=like.device).to(
                 memory_format=torch.channels_last
@@ -136,6 +146,8 @@ class LiveNetwork(nn.Module):
 
     def branch_modules(self) -> list[nn.Module]:
         """What only the embedding and the slots depend on."""
+        if not self.config.tells_players:
+            return []
         return [self.to_branch, self.branch_norm, self.branch, self.embedding, self.slot_head]
 
     @torch.no_grad()
@@ -153,7 +165,8 @@ class LiveNetwork(nn.Module):
         """frames (B, T, n_bins) levels -> outputs and the states after the last frame.
 
         mix, onset : (B, T, L, P) logits.  polyphony : (B, T, 8) logits for look-ahead 1.
-        With ``branch`` also embedding : (B, T, P, D), not normalised, and branch : (B, C', T, P), its features.
+        With ``branch``, if there is one, also embedding : (B, T, P, D), not normalised, and branch : (B, C', T, P),
+        its features.
         """
         states = self.initial_states(len(frames), frames) if states is None else list(states)
         new_states = []
@@ -171,7 +184,7 @@ class LiveNetwork(nn.Module):
             "onset": self.onset(y).transpose(1, 2),
             "polyphony": self.polyphony(pooled),
         }
-        if not branch:
+        if not (branch and self.config.tells_players):
             return outputs, new_states
         z = F.relu(self.branch_norm(self.to_branch(torch.cat([stem, x], 1))))
         for block in self.branch:

@@ -6,6 +6,7 @@ follows the truth; in later rounds the pointer decides a share itself, so that i
 mistakes in them (dataset aggregation, Ross et al. 2011).
 """
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES
 from realtime_mpe.errors import UserError
 from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
-from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, VoiceMemory
+from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, VoiceMemory, Voter
 
 from .metrics import note_frames
 from .mixing import Mixture
@@ -28,10 +29,11 @@ FOLLOW_TRUTH = (1.0, 0.9, 0.7)  # share of right decisions forced in each round:
 EPOCHS = 4  # a round
 BATCH = 512
 LEARNING_RATE = 1e-3
+VOTERS = 5  # networks of different seeds that learn from the same memories, which they make together
 
 
 class PointerNetwork(nn.Module):
-    """The torch twin of `realtime_mpe.voices.Pointer`, for padded sets of voices."""
+    """The torch twin of `realtime_mpe.voices.Voter`, for padded sets of voices."""
 
     def __init__(self):
         super().__init__()
@@ -53,8 +55,10 @@ class PointerNetwork(nn.Module):
     def weights(self) -> dict[str, np.ndarray]:
         return {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
 
-    def scorer(self) -> Pointer:
-        return Pointer(self.weights())
+
+def scorer(networks: Sequence[PointerNetwork]) -> Pointer:
+    """They vote, as in the runtime."""
+    return Pointer([Voter(network.weights()) for network in networks])
 
 
 def perceptron(n_in: int, hidden: int) -> nn.Sequential:
@@ -221,30 +225,31 @@ def fit_pointer(
     max_voices: int,
     seed: int = 0,
     say: Callable[[str], None] = print,
-) -> PointerNetwork:
-    """Train on `train`; the round that is best on `validation` is returned."""
+) -> list[PointerNetwork]:
+    """Train VOTERS on `train`; those of the round that is best on `validation` are returned."""
     torch.manual_seed(seed)
-    network = PointerNetwork()
-    best, best_state = -1.0, network.state_dict()
+    networks = [PointerNetwork() for _ in range(VOTERS)]
+    best, best_networks = -1.0, networks
     gathered = []
     for round_number in range(len(FOLLOW_TRUTH)):
-        scorer = network.scorer()
+        pointer = scorer(networks)
         for performance in train:
-            gathered += study(performance, scorer, max_voices, follow_truth=FOLLOW_TRUTH[round_number]).decisions
+            gathered += study(performance, pointer, max_voices, follow_truth=FOLLOW_TRUTH[round_number]).decisions
         if not gathered:
             raise UserError("the network detects no notes yet, so no voices can be learnt; train it for more --hours")
-        learn(network, padded(gathered, max_voices))
-        scorer = network.scorer()
-        memories = [study(performance, scorer, max_voices) for performance in validation]
+        data = padded(gathered, max_voices)
+        for network in networks:
+            learn(network, data)
+        pointer = scorer(networks)
+        memories = [study(performance, pointer, max_voices) for performance in validation]
         share = home_share(memories)
         say(
             f"pointer round {round_number + 1} of {len(FOLLOW_TRUTH)}: {len(gathered)} decisions, "
             f"{100 * share:.1f} % of the validation notes at home, voices less players {count_error(memories):+.2f}"
         )
         if share > best:
-            best, best_state = share, {k: v.clone() for k, v in network.state_dict().items()}
-    network.load_state_dict(best_state)
-    return network.eval()
+            best, best_networks = share, copy.deepcopy(networks)
+    return [network.eval() for network in best_networks]
 
 
 def learn(network: PointerNetwork, data: Decisions) -> None:

@@ -22,7 +22,7 @@ HELD_OUT = 8  # every eighth instrument and piece is for validation alone
 SYNTH_INSTRUMENTS = 240
 FEWEST_SHARDS = 4  # of a set, so that as many processes can share it
 FEWEST_SEGMENTS = 8  # of a validation set that still says something
-SHARES = {"samples": 0.45, "soundfont": 0.3, "synth": 0.25}  # of the stems: real notes teach most, synths widen
+SHARES = {"samples": 0.45, "soundfont": 0.4, "synth": 0.15}  # of the stems: real notes teach most, synths widen
 SETS = ("validation", "memory", "train")  # in the order of their seeds
 
 

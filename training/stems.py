@@ -24,7 +24,7 @@ import os
 import signal
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -33,6 +33,7 @@ import numpy as np
 from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES, SAMPLERATE
 from realtime_mpe.errors import UserError
 
+from .casting import draw_family
 from .compose import compose
 from .effects import Room, apply_effects
 from .scores import Part, Score, as_notes, cut, cut_repeats, humanise, is_polyphonic, segment, split_voices
@@ -46,6 +47,8 @@ MAX_DRAWS = 30  # excerpts tried for one segment
 LAST_MIDI = FIRST_MIDI + N_PITCHES - 1
 SHIFT_PROBABILITY = 0.35  # a part moved by an octave: registers must not tell players apart
 SAME_INSTRUMENT_PROBABILITY = 0.15  # two parts on one instrument: timbre must not be all there is
+ENSEMBLE_PROBABILITY = 0.35  # of a cast as in life, see `casting`: no part is moved, and two are alike more often
+SAME_IN_ENSEMBLE_PROBABILITY = 0.4
 LINE_PROBABILITY = 0.35  # a chordal part reduced to one line, for the instruments that play one
 EFFECTS_PROBABILITY = 0.4
 ROOM_PROBABILITY = 0.7
@@ -357,10 +360,15 @@ def _render_parts(
     reduced = [c and rng.random() < LINE_PROBABILITY for c in chords]
     lines = [str(rng.choice(["top", "bottom"])) for _ in score.parts]
     shifts = [0] * len(score.parts)
-    if job.register_shift:
+    alike = SAME_INSTRUMENT_PROBABILITY
+    if rng.random() < ENSEMBLE_PROBABILITY:
+        cast = draw_family([i.name for i in job.instruments], rng)
+        job = replace(job, instruments=[job.instruments[k] for k in cast], weights=[job.weights[k] for k in cast])
+        alike = SAME_IN_ENSEMBLE_PROBABILITY
+    elif job.register_shift:
         shifts = [int(rng.choice([-12, 12])) if rng.random() < SHIFT_PROBABILITY else 0 for _ in score.parts]
     twins = set()
-    if len(score.parts) >= 2 and rng.random() < SAME_INSTRUMENT_PROBABILITY:
+    if len(score.parts) >= 2 and rng.random() < alike:
         twins = set(rng.choice(len(score.parts), 2, replace=False).tolist())
     room = Room(rng) if rng.random() < ROOM_PROBABILITY else None
     stems = []

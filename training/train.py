@@ -35,7 +35,9 @@ from .stems import StemCache
 SIZES = {
     "small": NetworkConfig(channels=32, embedding_channels=32),
     "live": NetworkConfig(channels=64, embedding_channels=64),
+    "tiny": NetworkConfig(channels=16, embedding_channels=0),  # for weak machines: what sounds, and not who plays
 }
+LEARNING_RATES = {"tiny": 2.4e-3}  # where it is not FitConfig's own: few weights bear longer steps
 LIVE = "live"  # what is trained unless a recipe is named
 DEFAULT_LOOKAHEAD = 1  # frames; at 2 a note's player is told no better on validation data
 FEW_EVERY = 3  # performances for the voice memory, one is by a few players: who is alone must be heard too
@@ -81,13 +83,14 @@ def run(args: argparse.Namespace) -> int:
             cluster=args.cluster,
             say=lambda line: print(line, flush=True),
         )
-        config = FitConfig(hours=args.hours, branch_hours=args.branch_hours, seed=args.seed)
+        rate = LEARNING_RATES.get(args.size, FitConfig.learning_rate)
+        config = FitConfig(args.hours, args.branch_hours, learning_rate=rate, seed=args.seed)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
-        pointer, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
+        voters, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from {out}", file=sys.stderr)
         return 130
-    torch.save(pointer.state_dict(), out / POINTER_FILE)
+    torch.save([voter.state_dict() for voter in voters], out / POINTER_FILE)
     record = {
         "command": command(args),
         **sounds.record(),
@@ -118,12 +121,14 @@ def command(args: argparse.Namespace) -> str:
 
 def fit_voices(
     network: LiveNetwork, caches: dict[str, StemCache], performances: int, seed: int, device: torch.device
-) -> tuple[PointerNetwork, tuple[Thresholds, ...]]:
-    """What follows the network and depends on it: thresholds on held-out mixtures, then the voice memory's pointer."""
+) -> tuple[list[PointerNetwork], tuple[Thresholds, ...]]:
+    """What follows the network and depends on it: thresholds on held-out mixtures, then the pointer's voters."""
     network.to(device)
     front_end = FrontEnd().to(device)
     held_out = mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2)
     thresholds = calibrate(hear(network, front_end, held_out, device))
+    if not network.config.tells_players:
+        return [], thresholds
     heard = [
         hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
         for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
@@ -135,17 +140,18 @@ def export_run(run: Path, path: Path) -> None:
     """The trained parts in a run's folder as one model file; UserError if a part is missing."""
     try:
         settings = json.loads((run / RUN_FILE).read_text())
+        network = LiveNetwork(SIZES[settings["size"]])
         weights = torch.load(run / CHECKPOINT_FILE, map_location="cpu", weights_only=True)["average"]
-        pointer_weights = torch.load(run / POINTER_FILE, map_location="cpu", weights_only=True)
+        voters = []
+        for state in torch.load(run / POINTER_FILE, map_location="cpu", weights_only=True):
+            voters.append(PointerNetwork())
+            voters[-1].load_state_dict(state)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
-    network = LiveNetwork(SIZES[settings["size"]])
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
-    pointer = PointerNetwork()
-    pointer.load_state_dict(pointer_weights)
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
-    export(path, network, pointer, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
+    export(path, network, voters, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
 
 
 def mixtures(cache: StemCache, count: int, seed: int, few_every: int | None = None) -> Iterator[Mixture]:
