@@ -371,6 +371,7 @@ def test_instruments_are_drawn_by_weight(tmp_path, band, monkeypatch):
 def test_parts_move_by_octaves_only_if_asked(tmp_path, monkeypatch):
     monkeypatch.setattr(stems, "COMPOSED_SHARE", 0.0)
     monkeypatch.setattr(stems, "SHIFT_PROBABILITY", 1.0)
+    monkeypatch.setattr(stems, "ENSEMBLE_PROBABILITY", 0.0)  # whose parts stay where they are
     synths = [SynthInstrument(k) for k in range(40)]
     wide = [s for s in synths if s.low <= 36 and s.high >= 84][:6]
     assert len(wide) >= 2
