@@ -166,6 +166,15 @@ def model_path(name: str) -> Path:
     return path
 
 
+def read_pointer(outputs: dict[str, np.ndarray]) -> Pointer:
+    """From the outputs "pointer.<voter>.<weight>" of a model file; ValueError if some are missing."""
+    voters: dict[str, dict[str, np.ndarray]] = {}
+    for name, weight in outputs.items():
+        voter, _, part = name.removeprefix(POINTER_PREFIX).partition(".")
+        voters.setdefault(voter, {})[part] = weight
+    return Pointer([Voter(weights) for weights in voters.values()])
+
+
 class OnnxModel:
     """``process`` takes one frame and carries the states.
 
@@ -191,19 +200,13 @@ class OnnxModel:
         try:
             self.reset()
             weights = self._session.run(names, self._feed(np.zeros(self._n_bins, np.float32)))
-            self.pointer = None
-            if self.tells_players:
-                voters: dict[str, dict[str, np.ndarray]] = {}
-                for name, weight in zip(names, weights, strict=True):
-                    number, _, part = name.removeprefix(POINTER_PREFIX).partition(".")
-                    voters.setdefault(number, {})[part] = weight
-                self.pointer = Pointer([Voter(voter) for voter in voters.values()])
+            self.pointer = read_pointer(dict(zip(names, weights, strict=True))) if self.tells_players else None
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
 
     def voices(self) -> VoiceMemory | SlotVoices:
-        """Who gives the notes to players."""
+        """Who gives the notes to players; without a pointer all notes are one voice's."""
         return VoiceMemory(self.pointer, self.info.voices) if self.pointer else SlotVoices(1)
 
     def reset(self) -> None:

@@ -287,7 +287,7 @@ POINTER_LAYERS = (0, 2, 4)  # where the linear layers stand among the activation
 
 
 class Pointer:
-    """The learned scorer: voters, trained alike from different seeds, whose log-probabilities are averaged.
+    """The learned scorer: voters, trained alike from different first weights, whose log-probabilities are averaged.
 
     One alone is a matter of luck: a mistake early in a performance carries through it.
     """

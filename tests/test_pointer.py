@@ -7,7 +7,7 @@ from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PI
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.training import pointer as pointer_module
 from realtime_mpe.training.mixing import Mixture
-from realtime_mpe.training.pointer import fit_pointer, home_share, perform, scorer, study
+from realtime_mpe.training.pointer import as_pointer, fit_pointer, home_share, perform, study
 
 HOPS = 200
 LIMITS = Thresholds(on=0.5, off=0.4, onset=0.6, repeat=0.6)
@@ -82,7 +82,7 @@ def test_the_pointer_learns_players_from_timbre(monkeypatch):
     monkeypatch.setattr(pointer_module, "VOTERS", 2)
     networks = fit_pointer(train, held_out, 8, say=lambda line: None)
     assert len(networks) == 2
-    memories = [study(p, scorer(networks), 8) for p in held_out]
+    memories = [study(p, as_pointer(networks), 8) for p in held_out]
     assert home_share(memories) > 0.9
 
 

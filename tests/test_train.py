@@ -130,3 +130,11 @@ def test_an_ensemble_is_of_one_family():
     drawn = {tuple(casting.draw_family(names, np.random.default_rng(seed))) for seed in range(40)}
     assert {(0, 1), (2, 3), (0, 1, 2, 3), (5,)} <= drawn
     assert casting.draw_family(["synth:pad-3"], np.random.default_rng(0)) == [0]
+
+
+def test_exporting_a_run_of_an_earlier_version_says_how_to_mend_it(rt_mpe, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"size": "live"}))
+    torch.save({"average": {}}, tmp_path / "checkpoint.pt")
+    torch.save(pointer.PointerNetwork().state_dict(), tmp_path / "pointer.pt")
+    ended = rt_mpe("export", tmp_path, "-o", tmp_path / "m.onnx")
+    assert ended.code == 2 and len(ended.err) == 1 and "earlier version" in ended.err[0]

@@ -1,7 +1,7 @@
 """Model files: a network as ONNX, checked against torch, with all that the runtime must know in its metadata.
 
-A live model is the network for one hop, with its states as named inputs and outputs, and the pointer; a window model is
-a slot network for one window.
+A live model is the network for one hop, with its states as named inputs and outputs, and the pointer's voters; a
+window model is a slot network for one window.
 """
 
 import argparse
@@ -260,12 +260,13 @@ def largest_difference(network: LiveNetwork, model: OnnxModel) -> float:
     frames = frames.repeat(8, 0).astype(np.float32)
     with torch.no_grad():
         outputs, _ = network(torch.from_numpy(frames)[None])
-    expected = [outputs["mix"].sigmoid()[0], outputs["onset"].sigmoid()[0]]
+    expected = {"mix": outputs["mix"].sigmoid()[0], "onset": outputs["onset"].sigmoid()[0]}
     if "embedding" in outputs:
-        expected.append(outputs["embedding"][0])
+        expected["embedding"] = outputs["embedding"][0]
     model.reset()
     worst = 0.0
     for n, frame in enumerate(frames):
-        for got, want in zip(model.process(frame), expected, strict=False):  # without players, a row of zeros is left
-            worst = max(worst, float(np.abs(got - want[n].numpy()).max()))
+        heard = model.process(frame)
+        for name, want in expected.items():
+            worst = max(worst, float(np.abs(getattr(heard, name) - want[n].numpy()).max()))
     return worst

@@ -3,7 +3,7 @@
 The runtime's own `NoteTracker` and `VoiceMemory` are run over re-mixed performances. At every decision the true
 player is known, so the right voice is the one that holds most of that player's notes, or a new one. The first round
 follows the truth; in later rounds the pointer decides a share itself, so that it learns from memories with its own
-mistakes in them (dataset aggregation, Ross et al. 2011).
+mistakes in them (dataset aggregation, Ross et al. 2011). Several networks learn so side by side and vote.
 """
 
 import copy
@@ -29,7 +29,7 @@ FOLLOW_TRUTH = (1.0, 0.9, 0.7)  # share of right decisions forced in each round:
 EPOCHS = 4  # a round
 BATCH = 512
 LEARNING_RATE = 1e-3
-VOTERS = 5  # networks of different seeds that learn from the same memories, which they make together
+VOTERS = 5  # networks of different first weights that learn from the same memories, which they make together
 
 
 class PointerNetwork(nn.Module):
@@ -56,8 +56,8 @@ class PointerNetwork(nn.Module):
         return {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
 
 
-def scorer(networks: Sequence[PointerNetwork]) -> Pointer:
-    """They vote, as in the runtime."""
+def as_pointer(networks: Sequence[PointerNetwork]) -> Pointer:
+    """What the runtime makes of them: they vote."""
     return Pointer([Voter(network.weights()) for network in networks])
 
 
@@ -232,7 +232,7 @@ def fit_pointer(
     best, best_networks = -1.0, networks
     gathered = []
     for round_number in range(len(FOLLOW_TRUTH)):
-        pointer = scorer(networks)
+        pointer = as_pointer(networks)
         for performance in train:
             gathered += study(performance, pointer, max_voices, follow_truth=FOLLOW_TRUTH[round_number]).decisions
         if not gathered:
@@ -240,7 +240,7 @@ def fit_pointer(
         data = padded(gathered, max_voices)
         for network in networks:
             learn(network, data)
-        pointer = scorer(networks)
+        pointer = as_pointer(networks)
         memories = [study(performance, pointer, max_voices) for performance in validation]
         share = home_share(memories)
         say(

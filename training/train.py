@@ -149,6 +149,8 @@ def export_run(run: Path, path: Path) -> None:
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
+    except TypeError as error:  # a single pointer, as runs had before there were voters
+        raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes its pointer anew") from error
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
     export(path, network, voters, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
