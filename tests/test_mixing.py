@@ -6,15 +6,20 @@ import torch
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, SAMPLERATE, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
-from realtime_mpe.training.losses import embedding_loss, mixture_loss, onset_loss, slot_loss
+from realtime_mpe.training.losses import embedding_loss, mixture_loss, onset_loss
 from realtime_mpe.training.metrics import notes_to_roll
-from realtime_mpe.training.mixing import Mixture, all_lookaheads, batches, collate, label, remix, retune, shifted
+from realtime_mpe.training.mixing import Mixture, all_lookaheads, collate, remix, retune, shifted
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig
 from realtime_mpe.training.stems import StemCache, render
 from realtime_mpe.training.synth import SynthInstrument
 
 FRONT_END = AnalysisConfig()
 NOTES = np.array([(0, 0.1, 0.5, 60), (1, 0.3, 0.9, 64), (0, 0.5, 1.0, 60), (1, 0.95, 1.2, 62), (0, 1.0, 1.3, 62)])
+
+
+def frame(second: float) -> int:
+    """The first whose centre is not before it."""
+    return int(np.ceil(second / FRAME_SECONDS))
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +38,19 @@ def test_small_ensembles_are_solos_duos_and_trios(cache):
 
 def test_labels_lie_on_the_grid_that_the_metric_scores():
     n_frames = 40
-    labels = label(Mixture(np.zeros(n_frames * HOP, np.float32), NOTES), n_frames)
-    np.testing.assert_array_equal(labels["mix"][:n_frames].T, notes_to_roll(NOTES[:, 1:], n_frames))
+    silence = Mixture(np.zeros(n_frames * HOP, np.float32), np.zeros((0, 4)))
+    batch = collate([silence, Mixture(silence.audio, NOTES)], n_frames)
+    np.testing.assert_array_equal(batch.mix[1, :n_frames].T, notes_to_roll(NOTES[:, 1:], n_frames))
+    assert not batch.mix[0].any()
+    assert batch.polyphony[1, frame(0.4)] == 2
+    row = 64 - FIRST_MIDI
+    assert batch.onset[1, :, row].nonzero().flatten().tolist() == [frame(0.3), frame(0.3) + 1]
 
 
-def test_owner_is_named_only_where_one_player_plays():
-    labels = label(Mixture(np.zeros(60 * HOP, np.float32), NOTES), 60)
-    frame = lambda second: int(np.ceil(second / FRAME_SECONDS))  # noqa: E731
-    row = 62 - FIRST_MIDI
-    assert labels["owner"][frame(0.96), row] == 1
-    assert labels["owner"][frame(1.1), row] == -1  # a unison
-    assert labels["mix"][frame(1.1), row] == 1
-    assert labels["owner"][frame(1.25), row] == 0
-    assert labels["polyphony"][frame(0.4)] == 2
+def test_notes_to_learn_players_from_begin_within_the_example():
+    notes = np.array([(0, -0.2, 0.5, 60), (2, 0.32, 0.64, 61), (1, 0.5, 9.0, 62), (1, 1.3, 1.4, 63), (0, 0.1, 0.2, 99)])
+    batch = collate([Mixture(np.zeros(40 * HOP, np.float32), notes)], 40)
+    assert batch.notes.tolist() == [[0, 2, 10, 20, 61 - FIRST_MIDI], [0, 1, 16, 40, 62 - FIRST_MIDI]]
 
 
 @pytest.mark.parametrize("lookahead", range(MAX_LOOKAHEAD + 1))
@@ -70,25 +75,21 @@ def test_a_mixture_sounds_where_its_labels_say(cache):
     for index in range(len(cache)):
         mixture = remix(cache, index, 8.0, rng, augment=False)
         frames = StreamingCqt(FRONT_END).process(mixture.audio)[:, : 3 * 72].reshape(-1, 72, 3).max(2)
-        labels = label(mixture, len(frames))["mix"][1 : len(frames) + 1].astype(bool)
+        labels = collate([mixture], len(frames)).mix[0, 1:].numpy().astype(bool)
         assert frames[labels].mean() > frames[~labels].mean() + 0.25
         assert len(mixture.audio) == 8 * SAMPLERATE
 
 
-def test_same_seed_same_batch_and_other_seed_another(cache):
-    a, b, c = (next(batches(cache, 2, 64, np.random.default_rng(s))).audio for s in (1, 1, 2))
-    assert torch.equal(a, b) and not torch.equal(a, c)
-
-
 def test_losses_fall_when_the_outputs_become_right(cache):
     rng = np.random.default_rng(0)
-    batch = next(batches(cache, 2, 128, rng))
-    network = LiveNetwork(NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8))
+    batch = collate([remix(cache, k, 128 * FRAME_SECONDS, rng, augment=False) for k in range(2)], 128)
+    embedding = torch.zeros(2, 128, 72, 8)
+    for example, stem, start, stop, pitch in batch.notes.tolist():
+        embedding[example, start:stop, pitch, stem] = 1.0
     right = {
         "mix": 20 * all_lookaheads(batch.mix) - 10,
         "onset": 20 * all_lookaheads(batch.onset) - 10,
-        "embedding": torch.nn.functional.one_hot(shifted(batch.owner, 0).clamp(min=0).long(), 8).float(),
-        "branch": torch.rand(2, 16, 128, 72),
+        "embedding": embedding,
     }
     wrong = {name: -value for name, value in right.items()}
     wrong["embedding"] = torch.rand(right["embedding"].shape)
@@ -97,7 +98,6 @@ def test_losses_fall_when_the_outputs_become_right(cache):
     assert onset_loss(right, batch) < 1e-2 < onset_loss(wrong, batch)
     # The least loss is not 0: a note has several right partners and its probability is spread over them.
     assert embedding_loss(right, batch, generator) < embedding_loss(wrong, batch, generator) - 0.5
-    assert torch.isfinite(slot_loss(network, right, batch, rng))
 
 
 def test_an_example_without_notes_can_be_learnt_from():
@@ -106,6 +106,5 @@ def test_an_example_without_notes_can_be_learnt_from():
     network = LiveNetwork(NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8))
     outputs, _ = network(torch.zeros(2, 64, AnalysisConfig().n_bins))
     total = mixture_loss(outputs, batch) + embedding_loss(outputs, batch, torch.Generator())
-    total = total + slot_loss(network, outputs, batch, np.random.default_rng(0))
     total.backward()
     assert torch.isfinite(total)

@@ -80,13 +80,17 @@ def test_harmonic_shift_reads_the_bin_of_the_harmonic_and_silence_beyond():
     assert shift_bins(frames, 108)[0, 0, 200] == 0 and shift_bins(frames, -36)[0, 0, 5] == 0
 
 
+HALF = 5e-3  # what half precision of the weights leaves of an output of order one
+
+
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
     voters = [PointerNetwork().eval() for _ in range(2)]
     thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
     path = tmp_path / "m.onnx"
     export(path, network, voters, 2, thresholds, {"hours": 1.5})
     model = OnnxModel(str(path))
-    assert largest_difference(network, model) < 1e-4
+    assert largest_difference(network, model) < HALF
+    assert path.stat().st_size < 2.5 * model.info.parameters + 60_000  # bytes: the weights take two each
     assert (model.info.lookahead, model.info.thresholds, model.info.training) == (2, thresholds, {"hours": 1.5})
     features, new = np.random.default_rng(0).normal(size=(5, 24)), np.random.default_rng(1).normal(size=8)
     features, new = features.astype(np.float32), new.astype(np.float32)
@@ -95,14 +99,15 @@ def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
         full = [v(torch.from_numpy(features)[None], situation, torch.ones(1, 5, dtype=bool))[0] for v in voters]
         empty = [v(torch.zeros(1, 3, 24), situation, torch.zeros(1, 3).bool())[0, 3:] for v in voters]
     for got, votes in ((model.pointer(features, new), full), (model.pointer(features[:0], new), empty)):
-        np.testing.assert_allclose(got, torch.stack(votes).log_softmax(1).mean(0).numpy(), atol=1e-5)
+        np.testing.assert_allclose(got, torch.stack(votes).log_softmax(1).mean(0).numpy(), atol=HALF)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, tmp_path, monkeypatch):
-    monkeypatch.setattr(export_module, "TOLERANCE", 0.0)
-    monkeypatch.setattr(export_module, "largest_difference", lambda *_: 2e-4)
-    with pytest.raises(ValueError, match="differs from torch by 2.0e-04"):
+@pytest.mark.parametrize("differences", [[2e-4], [5e-5, 4e-2]], ids=["whole", "halved"])
+def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, tmp_path, monkeypatch, differences):
+    left = list(differences)
+    monkeypatch.setattr(export_module, "largest_difference", lambda *_: left.pop(0))
+    with pytest.raises(ValueError, match=f"differs from torch by {differences[-1]:.1e}"):
         export(tmp_path / "m.onnx", network, [PointerNetwork()], 1, (Thresholds(),) * 5, {})
     assert not list(tmp_path.iterdir())
 

@@ -11,7 +11,7 @@ from realtime_mpe.training import calibrate, casting, fit, pointer, rendering, s
 from realtime_mpe.training.network import NetworkConfig
 from realtime_mpe.training.synth import SynthInstrument
 
-ARGUMENTS = "--hours 0.002 --branch-hours 0.002 --segments 3 --performances 2 --workers 1 --size test".split()
+ARGUMENTS = "--hours 0.004 --segments 3 --performances 2 --workers 1 --size test".split()
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_training_from_nothing_makes_a_model_that_plays(rt_mpe, small, tmp_path,
     # A second run with more hours goes on from the checkpoint and renders nothing again.
     before = {p: p.stat().st_mtime_ns for p in run.glob("stems/*/*.npz")}
     steps = json.loads((run / "progress.json").read_text())["step"]
-    again = rt_mpe("train", "-o", run, *ARGUMENTS, "--branch-hours", "0.006")
+    again = rt_mpe("train", "-o", run, *ARGUMENTS, "--hours", "0.008")
     assert again.code == 0 and any("resuming" in line for line in again.out)
     assert json.loads((run / "progress.json").read_text())["step"] > steps
     assert {p: p.stat().st_mtime_ns for p in run.glob("stems/*/*.npz")} == before
@@ -58,7 +58,7 @@ def test_a_tiny_network_is_trained_without_a_branch(rt_mpe, small, tmp_path, tun
     assert rt_mpe("train", "-o", tmp_path, *ARGUMENTS[:-1], "tiny").code == 0
     info = OnnxModel(str(tmp_path / "model.onnx")).info
     assert info.voices == 1
-    assert json.loads((tmp_path / "progress.json").read_text())["branch_from"] is None
+    assert "embedding" not in json.loads((tmp_path / "curve.jsonl").read_text().splitlines()[-1])
     assert rt_mpe("transcribe", tune_wav, "-o", tmp_path / "a.mid", "--model", tmp_path / "model.onnx").code == 0
 
 
@@ -68,7 +68,7 @@ def test_a_network_that_hears_nothing_yet_is_told_to_hear_more(rt_mpe, small, tm
     assert ended.code == 2 and "--hours" in ended.err[-1]
 
 
-def test_a_trunk_that_gets_no_better_makes_room_for_the_branch(rt_mpe, small, tmp_path, monkeypatch):
+def test_a_network_that_gets_no_better_ends_early(rt_mpe, small, tmp_path, monkeypatch):
     scores = fit.Scores(0.1, 0.1, 0.1, 0.5)
     monkeypatch.setattr(fit, "validate", lambda *_: scores)
     caches = {"train": None, "validation": None}
@@ -76,11 +76,11 @@ def test_a_trunk_that_gets_no_better_makes_room_for_the_branch(rt_mpe, small, tm
         folder = tmp_path / name
         stems.render(folder, None, [SynthInstrument(k) for k in range(4)], 2, seconds=9.0)
         caches[name] = stems.StemCache(folder)
-    config = fit.FitConfig(hours=100.0, branch_hours=100.0, validate_every=1e-6, patience=1, n_frames=64)
+    config = fit.FitConfig(hours=100.0, validate_every=1e-6, patience=1, n_frames=64)
     fit.fit(tmp_path, *caches.values(), config, train.SIZES["test"], torch.device("cpu"), say=lambda line: None)
     rows = [json.loads(line) for line in (tmp_path / "curve.jsonl").read_text().splitlines()]
-    assert [row["branch_from"] is not None for row in rows] == [False, False, True, True]
-    assert "embedding" in rows[-1] and "embedding" not in rows[0]
+    assert [row["stale"] for row in rows] == [0, 1]
+    assert {"mix", "onset", "polyphony", "embedding", "same_player_auc"} <= set(rows[-1])
 
 
 def test_interrupted_training_says_how_to_go_on_and_keeps_its_checkpoint(rt_mpe, small, tmp_path, monkeypatch):
@@ -97,7 +97,7 @@ def test_interrupted_training_says_how_to_go_on_and_keeps_its_checkpoint(rt_mpe,
 @pytest.mark.parametrize(
     ("argv", "wanted"),
     [
-        (["--branch-hours", "0"], "--branch-hours 0"),
+        (["--hours", "0"], "--hours 0"),
         (["--scores", "nowhere"], "nowhere"),
         (["--samples", "nowhere"], "nowhere"),
         (["--soundfont", "nowhere.sf2"], "nowhere.sf2"),

@@ -25,6 +25,8 @@ from .slots import TIMBRE_FRAMES, WINDOW, SlotNetwork, TimbreEncoder, harmonic_i
 
 OPSET = 17
 TOLERANCE = 1e-4
+HALF_TOLERANCE = 3e-2  # of the same network with its weights in half precision
+HALVED_FROM = 64  # weights in a tensor: what is smaller is not worth it
 CHECKED_FRAMES = 64
 CHECKED_WINDOWS = 4
 
@@ -62,7 +64,7 @@ def run(args: argparse.Namespace) -> int:
 
 def parameter_count(network: LiveNetwork, voters: Sequence[PointerNetwork]) -> int:
     """Of what runs live, with the norms folded into the convolutions before them; the rest only helps training."""
-    live = {name: p for name, p in network.named_parameters() if not name.startswith(("slot_head", "polyphony"))}
+    live = {name: p for name, p in network.named_parameters() if not name.startswith("polyphony")}
     norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     folded = sum(live[f"{name}.weight"].numel() for name in norms)  # a norm leaves one bias a channel
     pointer_size = sum(weight.size for voter in voters for weight in voter.weights().values())
@@ -79,7 +81,8 @@ def export(
 ) -> None:
     """Write ``path``; without voters it tells no players apart.
 
-    ValueError, and no file, if ONNX Runtime fed frame by frame differs from torch by > TOLERANCE.
+    The weights lie in the file in half precision, and are computed with in single. ValueError, and no file, if ONNX
+    Runtime fed frame by frame differs from torch by > TOLERANCE before they are halved, or > HALF_TOLERANCE after it.
     """
     from onnx import helper, numpy_helper
 
@@ -91,7 +94,7 @@ def export(
         name=path.stem,
         analysis=AnalysisConfig(),
         lookahead=lookahead,
-        voices=network.config.slots if voters else 1,
+        voices=network.config.max_voices if voters else 1,
         thresholds=thresholds,
         parameters=parameter_count(network, voters),
         training=training,
@@ -115,6 +118,7 @@ def export(
         info.to_metadata(),
         lambda partial: largest_difference(network, OnnxModel(str(partial))),
         change=add_pointer,
+        half=True,
     )
 
 
@@ -202,8 +206,9 @@ def write_onnx(
     metadata: dict[str, str],
     difference: Callable[[Path], float],
     change: Callable[[object], None] = lambda model: None,
+    half: bool = False,
 ) -> None:
-    """Export, check, and only then put in place. change : what else the ONNX graph shall hold."""
+    """Export, check, and only then put in place. change : what else the ONNX graph shall hold.  half : see `halve`."""
     import onnx
 
     partial = path.with_suffix(".partial.onnx")
@@ -220,14 +225,34 @@ def write_onnx(
         model = onnx.load(str(partial))
         change(model)
         onnx.helper.set_model_props(model, metadata)
-        onnx.checker.check_model(model)
-        onnx.save(model, str(partial))
-        largest = difference(partial)
-        if largest > TOLERANCE:
-            raise ValueError(f"the export differs from torch by {largest:.1e}, more than {TOLERANCE:.0e}; not written")
+        for tolerance in (TOLERANCE, HALF_TOLERANCE) if half else (TOLERANCE,):
+            if tolerance == HALF_TOLERANCE:
+                halve(model)
+            onnx.checker.check_model(model)
+            onnx.save(model, str(partial))
+            largest = difference(partial)
+            if largest > tolerance:
+                raise ValueError(
+                    f"the export differs from torch by {largest:.1e}, more than {tolerance:.0e}; not written"
+                )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def halve(model) -> None:
+    """Weights in half precision, which the runtime makes single again when it loads: half the file."""
+    import onnx
+
+    casts = []
+    for tensor in model.graph.initializer:
+        weights = onnx.numpy_helper.to_array(tensor)
+        if weights.dtype == np.float32 and weights.size >= HALVED_FROM:
+            name = tensor.name
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float16), f"{name}.half"))
+            casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
+    for cast in reversed(casts):  # before the nodes that use them
+        model.graph.node.insert(0, cast)
 
 
 def differs_from(module: nn.Module) -> Callable[[Path], float]:

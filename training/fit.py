@@ -1,13 +1,14 @@
 """Training of the live network: one loop, read from top to bottom. It resumes from its last checkpoint.
 
-First the trunk learns to detect, for ``hours``; then it is frozen and the branch learns whose note it is, for
-``branch_hours``, if the network has one. Either part ends earlier when validation has not become better for a while.
+What sounds and whose it is are learnt together, for ``hours`` of mixtures, or until validation has not become better
+for a while.
 """
 
 import json
+import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,14 +19,14 @@ from torch import Tensor
 from realtime_mpe.analysis import FRAME_SECONDS, HOP
 from realtime_mpe.errors import UserError
 
+from .bank import StemBank
 from .frontend import FrontEnd
-from .losses import embedding_loss, mixture_loss, note_embeddings, onset_loss, polyphony_loss, slot_loss
-from .mixing import Batch, batches, collate, remix, shifted
+from .losses import embedding_loss, mixture_loss, note_embeddings, onset_loss, polyphony_loss
+from .mixing import Batch, collate, remix, shifted
 from .network import LiveNetwork, NetworkConfig
 from .stems import StemCache
 
-DECAY_SHARE = 0.25  # of the hours, spent on bringing the learning rate down
-WARMUP_HOURS = 0.25
+WARMUP_STEPS = 300
 AVERAGE_DECAY = 0.998  # of the weights' moving average, which is what is validated and exported
 CHECKPOINT_SECONDS = 120.0
 CHECKPOINT_FILE, CURVE_FILE = "checkpoint.pt", "curve.jsonl"
@@ -35,18 +36,23 @@ VALIDATION_FRAMES = 512
 
 @dataclass(frozen=True)
 class FitConfig:
-    hours: float = 1.0  # of re-mixed audio that the trunk hears
-    branch_hours: float = 1.0  # that the branch hears after it
+    hours: float = 2.0  # of re-mixed audio
     batch_size: int = 2
     n_frames: int = 256  # of one example, 8.2 s
     learning_rate: float = 1.2e-3
     weight_decay: float = 1e-2
     onset_weight: float = 0.5
     polyphony_weight: float = 0.02
-    slot_weight: float = 0.1
+    embedding_weight: float = 0.05  # at which players pull at the trunk about as hard as notes do
     validate_every: float = 2.0  # hours heard
     patience: int = 8  # validations without a better score
     seed: int = 0
+
+    def for_device(self, device: torch.device) -> "FitConfig":
+        """With batches that keep a GPU busy, and the longer steps that they bear."""
+        if device.type == "cpu":
+            return self
+        return replace(self, batch_size=24, n_frames=384, learning_rate=2.5e-3, validate_every=50.0)
 
 
 class Scores(NamedTuple):
@@ -76,11 +82,14 @@ def fit(
     torch.manual_seed(config.seed)
     network = LiveNetwork(network_config).to(device, memory_format=torch.channels_last)
     average = torch.optim.swa_utils.AveragedModel(network, avg_fn=moving_average, use_buffers=True)
-    optimizer = torch.optim.AdamW(network.parameters(), config.learning_rate, weight_decay=config.weight_decay)
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    norms = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [dict(params=weights, weight_decay=config.weight_decay), dict(params=norms, weight_decay=0.0)]
+    optimizer = torch.optim.AdamW(groups, config.learning_rate, fused=True)
     front_end = FrontEnd().to(device)
     generator = torch.Generator().manual_seed(config.seed)
     checkpoint = run / CHECKPOINT_FILE
-    progress = dict(step=0, hours=0.0, branch_from=None, best=-1.0, stale=0)
+    progress = dict(step=0, hours=0.0, best=-1.0, stale=0)
     if checkpoint.exists():
         saved = torch.load(checkpoint, map_location=device, weights_only=True)
         try:
@@ -92,10 +101,11 @@ def fit(
         progress = saved["progress"]
         say(f"resuming after {progress['hours']:.2f} hours heard")
     rng = np.random.default_rng([config.seed, progress["step"]])
+    torch.manual_seed(config.seed + progress["step"])
     (run / "fit.json").write_text(json.dumps(dict(fit=asdict(config), network=network_config.to_dict()), indent=1))
     heard_per_step = config.batch_size * config.n_frames * FRAME_SECONDS / 3600
     held_out = validation_batches(validation, config.seed)
-    stream = batches(train, config.batch_size, config.n_frames, rng)
+    bank = StemBank(train, device)
 
     def save() -> None:
         state = dict(
@@ -113,36 +123,23 @@ def fit(
     next_validation = progress["hours"] + config.validate_every
     running = {}
     try:
-        while True:
-            branch = progress["branch_from"] is not None
-            heard = progress["hours"] - (progress["branch_from"] or 0.0)  # by this part
-            length = config.branch_hours if branch else config.hours
-            if heard >= length or progress["stale"] >= config.patience:
-                if branch or not network_config.tells_players:
-                    break
-                progress.update(branch_from=progress["hours"], best=-1.0, stale=0)
-                running.clear()
-                continue
-            set_part(network, branch)
+        while progress["hours"] < config.hours and progress["stale"] < config.patience:
+            network.train()
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config.learning_rate, heard, length)
-            batch = next(stream).to(device)
+                group["lr"] = learning_rate(config.learning_rate, progress["step"], progress["hours"] / config.hours)
+            batch = bank.draw(config.batch_size, config.n_frames, rng)
+            with torch.no_grad():
+                frames = front_end(batch.audio)
             with torch.autocast(device.type, torch.bfloat16):
-                with torch.no_grad(), torch.autocast(device.type, enabled=False):
-                    frames = front_end(batch.audio)
-                outputs, _ = network(frames, branch=branch)
-                if branch:
+                outputs, _ = network(frames)
+                losses = {
+                    "mix": mixture_loss(outputs, batch),
+                    "onset": config.onset_weight * onset_loss(outputs, batch),
+                    "polyphony": config.polyphony_weight * polyphony_loss(outputs, batch),
+                }
+                if network_config.tells_players:
                     network.follow_centre(outputs["branch"].detach(), shifted(batch.mix, 1) > 0)
-                    losses = {
-                        "embedding": embedding_loss(outputs, batch, generator),
-                        "slots": config.slot_weight * slot_loss(network, outputs, batch, rng),
-                    }
-                else:
-                    losses = {
-                        "mix": mixture_loss(outputs, batch),
-                        "onset": config.onset_weight * onset_loss(outputs, batch),
-                        "polyphony": config.polyphony_weight * polyphony_loss(outputs, batch),
-                    }
+                    losses["embedding"] = config.embedding_weight * embedding_loss(outputs, batch, generator)
             loss = sum(losses.values())
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -152,28 +149,27 @@ def fit(
             progress["step"] += 1
             progress["hours"] += heard_per_step
             for name, value in losses.items():
-                running[name] = 0.98 * running.get(name, float(value.detach())) + 0.02 * float(value.detach())
+                running[name] = torch.lerp(running.get(name, value.detach()), value.detach(), 0.02)
 
             now = time.monotonic()
             if now - last_line > 10:
                 last_line = now
-                parts = "  ".join(f"{name} {value:.4f}" for name, value in running.items())
-                part = "branch" if branch else "trunk"
-                say(f"{part}: {heard:7.2f} h heard of {length:g}  step {progress['step']}  {parts}")
+                parts = "  ".join(f"{name} {float(value):.4f}" for name, value in running.items())
+                say(f"{progress['hours']:7.2f} h heard of {config.hours:g}  step {progress['step']}  {parts}")
             if now - last_save > CHECKPOINT_SECONDS:
                 last_save = now
-                train.refresh()
                 save()
-            if progress["hours"] >= next_validation or heard + heard_per_step >= length:
+            if progress["hours"] >= min(next_validation, config.hours):
                 next_validation = progress["hours"] + config.validate_every
                 scores = validate(average.module, front_end, held_out, device)
-                score = scores.same_player_auc if branch else scores.mix_ap
+                score = scores.mix_ap + (scores.same_player_auc or 0.0)
                 progress["stale"] = 0 if score > progress["best"] + 1e-4 else progress["stale"] + 1
                 progress["best"] = max(progress["best"], score)
+                losses_now = {name: float(value) for name, value in running.items()}
                 with (run / CURVE_FILE).open("a") as curve:
-                    curve.write(json.dumps({**progress, **running, **scores._asdict()}) + "\n")
+                    curve.write(json.dumps({**progress, **losses_now, **scores._asdict()}) + "\n")
                 say(
-                    f"{progress['hours']:7.2f} h in all  validation: mixture AP {100 * scores.mix_ap:.2f} F1 "
+                    f"{progress['hours']:7.2f} h heard  validation: mixture AP {100 * scores.mix_ap:.2f} F1 "
                     f"{100 * scores.mix_f1:.2f}  onset AP {100 * scores.onset_ap:.2f}"
                     + (f"  same player AUC {100 * scores.same_player_auc:.2f}" if network_config.tells_players else "")
                 )
@@ -189,19 +185,9 @@ def moving_average(average: Tensor, now: Tensor, n: Tensor) -> Tensor:
     return torch.lerp(now, average, torch.clamp((1 + n) / (10 + n), max=AVERAGE_DECAY).to(now.dtype))
 
 
-def set_part(network: LiveNetwork, branch: bool) -> None:
-    """Let either the trunk or the branch learn; what rests keeps its weights and its statistics."""
-    network.train(not branch)
-    network.requires_grad_(not branch)
-    for module in network.branch_modules():
-        module.train(branch)
-        module.requires_grad_(branch)
-
-
-def learning_rate(peak: float, heard: float, length: float) -> float:
-    """Constant after a short warm-up, falling to 0 over the last DECAY_SHARE of a part's ``length`` hours."""
-    left = max(0.0, 1.0 - heard / length) / DECAY_SHARE
-    return peak * min(1.0, (heard + 1e-3) / WARMUP_HOURS, left)
+def learning_rate(peak: float, step: int, share: float) -> float:
+    """Up for WARMUP_STEPS, then down along half a cosine; share : of the hours that have been heard, 0..1."""
+    return peak * min(1.0, (step + 1) / WARMUP_STEPS) * 0.5 * (1.0 + math.cos(math.pi * min(share, 1.0)))
 
 
 def validation_batches(cache: StemCache, seed: int) -> list[Batch]:

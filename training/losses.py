@@ -1,18 +1,16 @@
 """What the live network is trained on. Each function returns one scalar; `train.py` weighs and adds them."""
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .mixing import Batch, all_lookaheads, shifted
-from .network import LiveNetwork
 
 # Frames a note's embedding is averaged over: a decision after one to three frames, and the voice memory's whole note.
 EARLY_FRAMES = (1, 2, 3, 4, 8, 32)
 EARLY_PROBABILITIES = (0.25, 0.25, 0.15, 0.1, 0.1, 0.15)
 TEMPERATURE = 0.12
+IMPOSSIBLE = -1e4  # a logit; finite, so that a note without others gives no NaN
 ONSET_WEIGHT = 3.0  # of a positive: onsets fill one cell in a hundred
 
 
@@ -59,37 +57,6 @@ def embedding_loss(outputs: dict[str, Tensor], batch: Batch, generator: torch.Ge
     same_mixture &= ~torch.eye(len(notes), dtype=torch.bool, device=device)
     same_player = same_mixture & (notes[:, None, 1] == notes[None, :, 1])
     usable = same_player.any(1) & (same_mixture & ~same_player).any(1)
-    if not usable.any():
-        return early.sum() * 0.0
-    similarity = (early @ whole.T / TEMPERATURE)[usable]
-    same_mixture, same_player = same_mixture[usable], same_player[usable]
-    log_all = similarity.masked_fill(~same_mixture, -torch.inf).logsumexp(1, keepdim=True)
-    log_probability = (similarity - log_all).masked_fill(~same_player, 0.0)
-    return -(log_probability.sum(1) / same_player.sum(1)).mean()
-
-
-def slot_loss(network: LiveNetwork, outputs: dict[str, Tensor], batch: Batch, rng: np.random.Generator) -> Tensor:
-    """Ownership and activity of the slot head on one window of each example, after Hungarian matching.
-
-    Slots are unordered: the permutation that explains the owners best is charged (section III-D of the paper).
-    """
-    window, slots = network.config.slot_window, network.config.slots
-    n_frames = outputs["branch"].shape[2]
-    start = int(rng.integers(0, n_frames - window + 1))
-    tokens = outputs["branch"][:, :, start : start + window].flatten(2).transpose(1, 2).float()
-    owner = shifted(batch.owner, 1)[:, start : start + window].flatten(1).long()  # (B, N)
-    salience = shifted(batch.mix, 1)[:, start : start + window].flatten(1)
-    ownership, activity = network.slot_head(tokens, salience)
-    log_owner = ownership.float().log_softmax(1)  # (B, K, N)
-    losses = []
-    for b in range(len(tokens)):
-        stems, index = owner[b][owner[b] >= 0].unique(return_inverse=True)
-        present = torch.zeros(slots, device=tokens.device)
-        if len(stems):
-            one_hot = F.one_hot(index, len(stems)).float()  # (n, S)
-            cost = -(log_owner[b][:, owner[b] >= 0] @ one_hot).float() / len(index)  # (K, S)
-            rows, columns = linear_sum_assignment(cost.detach().float().cpu().numpy())
-            losses.append(cost[rows, columns].sum())
-            present[rows] = 1.0
-        losses.append(F.binary_cross_entropy_with_logits(activity[b].float(), present))
-    return torch.stack(losses).sum() / len(tokens)
+    similarity = (early @ whole.T / TEMPERATURE).masked_fill(~same_mixture, IMPOSSIBLE)
+    log_probability = (similarity.log_softmax(1) * same_player).sum(1) / same_player.sum(1).clamp(min=1)
+    return -(log_probability * usable).sum() / usable.sum().clamp(min=1)

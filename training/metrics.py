@@ -53,6 +53,7 @@ from dataclasses import dataclass
 import numpy as np
 from mir_eval.transcription import match_notes
 from mir_eval.util import midi_to_hz
+from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES
@@ -101,13 +102,13 @@ def share(part: float, whole: float) -> float:
 # What sounds
 
 
-def note_frames(onset: float, offset: float) -> tuple[int, int]:
-    """First and end frame of a note; at least one frame, and not yet cut to any file's length."""
-    first, end = (int(np.ceil(second / FRAME_SECONDS - 1e-9)) for second in (onset, offset))
-    if end > first:
-        return first, end
-    nearest = int(round(onset / FRAME_SECONDS))
-    return nearest, nearest + 1
+def note_frames(onset: ArrayLike, offset: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """First and end frame of notes, int64, from seconds; at least one frame, and not yet cut to any file's length."""
+    onset, offset = np.asarray(onset) / FRAME_SECONDS, np.asarray(offset) / FRAME_SECONDS
+    first, end = (np.ceil(place - 1e-9).astype(np.int64) for place in (onset, offset))
+    nearest = np.round(onset).astype(np.int64)
+    empty = end <= first
+    return np.where(empty, nearest, first)[()], np.where(empty, nearest + 1, end)[()]
 
 
 def notes_to_roll(notes: np.ndarray, n_frames: int) -> np.ndarray:

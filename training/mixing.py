@@ -5,7 +5,7 @@ random place, one take a part is drawn, some parts are left out or replaced by s
 mixture is retuned, given noise and a level.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +26,9 @@ GUEST_PROBABILITY = 0.25  # of one more stem of another piece, and of yet anothe
 DISTRACTOR_PROBABILITY = 0.15  # drums, where a segment has them
 COLOUR_PROBABILITY = 0.5  # of a stem that gets a timbre of its own: a few hundred instruments are few
 RETUNE_CENTS = 30.0
+GAIN_DB = -9.0, 3.0  # of a part
+PLAYING_DB = -38.0, -14.0  # RMS of a mixture re full scale: a distant microphone to a hot line
+NOISE_PROBABILITY, SIGNAL_TO_NOISE_DB = 0.5, (15.0, 60.0)
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,6 @@ class Batch:
     """Stacked examples. T frames of output, label frames 0..T.
 
     audio : (B, T * HOP).  mix, onset : (B, T + 1, P) targets in 0..1.  polyphony : (B, T + 1) class.
-    owner : (B, T + 1, P) index of the stem that alone plays there, -1 elsewhere.
     notes : (N, 5) int64 rows (example, stem, first frame, end frame, pitch row) for the embedding.
     """
 
@@ -53,7 +55,6 @@ class Batch:
     mix: Tensor
     onset: Tensor
     polyphony: Tensor
-    owner: Tensor
     notes: Tensor
 
     def to(self, device: torch.device) -> "Batch":
@@ -100,7 +101,7 @@ def mix(
             chosen.append((segment, int(rng.choice(np.flatnonzero(segment.part < 0)))))
     notes = []
     for k, (source, stem) in enumerate(chosen):
-        gain = 10 ** (rng.uniform(-9, 3) / 20) if augment else 1.0
+        gain = 10 ** (rng.uniform(*GAIN_DB) / 20) if augment else 1.0
         piece = source.stem(stem, start, n)
         if augment and rng.random() < COLOUR_PROBABILITY:
             piece = colour(piece, rng)
@@ -139,57 +140,52 @@ def retune(audio: np.ndarray, notes: np.ndarray, rng: np.random.Generator) -> tu
 def set_level(audio: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A playing level between a distant microphone and a hot line, and in half of the examples some noise."""
     rms = np.sqrt(np.mean(audio**2)) + 1e-9
-    audio = audio * (10 ** (rng.uniform(-38, -14) / 20) / rms)
-    if rng.random() < 0.5:
-        signal_to_noise = rng.uniform(15, 60)
+    audio = audio * (10 ** (rng.uniform(*PLAYING_DB) / 20) / rms)
+    if rng.random() < NOISE_PROBABILITY:
+        signal_to_noise = rng.uniform(*SIGNAL_TO_NOISE_DB)
         rms = np.sqrt(np.mean(audio**2))
         audio = audio + background(len(audio), rng) * rms * 10 ** (-signal_to_noise / 20)
     return np.clip(audio, -1.0, 1.0).astype(np.float32)
 
 
-def label(mixture: Mixture, n_frames: int) -> dict[str, np.ndarray]:
-    """Targets of one mixture for label frames 0..n_frames; see Batch."""
-    count = np.zeros((n_frames + 1, N_PITCHES), np.int16)
-    onset = np.zeros((n_frames + 1, N_PITCHES), np.float32)
-    owner = np.full((n_frames + 1, N_PITCHES), -1, np.int16)
-    rows = []
-    for stem, on, off, midi in mixture.notes:
-        pitch = int(midi) - FIRST_MIDI
-        if not 0 <= pitch < N_PITCHES:
-            continue
-        first, end = note_frames(on, off)
-        first, end = max(first, 0), min(end, n_frames + 1)
-        if end <= first:
-            continue
-        count[first:end, pitch] += 1
-        owner[first:end, pitch] = stem
-        if on >= 0:
-            onset[first : first + 2, pitch] = 1.0  # two frames: a note seldom shows itself within the first
-            start = int(round(on / FRAME_SECONDS))
-            rows.append((int(stem), start, max(start + 1, min(int(off / FRAME_SECONDS), n_frames)), pitch))
-    owner[count != 1] = -1
-    polyphony = np.minimum((count > 0).sum(1), POLYPHONY_CLASSES - 1)
-    notes = np.array([r for r in rows if r[1] < n_frames], np.int64).reshape(-1, 4)
-    return dict(mix=(count > 0).astype(np.float32), onset=onset, polyphony=polyphony, owner=owner, notes=notes)
-
-
 def collate(mixtures: list[Mixture], n_frames: int) -> Batch:
-    labels = [label(m, n_frames) for m in mixtures]
-    notes = [np.insert(lab["notes"], 0, b, axis=1) for b, lab in enumerate(labels)]
-    stack = {k: torch.from_numpy(np.stack([lab[k] for lab in labels])) for k in ("mix", "onset", "polyphony", "owner")}
+    """Mixtures of at least ``n_frames`` frames, cut to them."""
+    audio = torch.from_numpy(np.stack([m.audio[: n_frames * HOP] for m in mixtures]))
+    notes = [np.insert(m.notes, 0, example, axis=1) for example, m in enumerate(mixtures)]
+    return labelled(audio, np.concatenate(notes), n_frames)
+
+
+def labelled(audio: Tensor, notes: np.ndarray, n_frames: int) -> Batch:
+    """A batch of audio (B, T * HOP), on its device, from notes (N, 5): example, stem, onset s, offset s, MIDI."""
+    device = audio.device
+    pitch = np.round(notes[:, 4]).astype(np.int64) - FIRST_MIDI
+    first, end = note_frames(notes[:, 2], notes[:, 3])
+    first, end = np.maximum(first, 0), np.minimum(end, n_frames + 1)
+    sounding = (end > first) & (pitch >= 0) & (pitch < N_PITCHES)
+    # What the embedding learns from: notes whose beginning is heard.
+    start = np.round(notes[:, 2] / FRAME_SECONDS).astype(np.int64)
+    stop = np.maximum(start + 1, np.minimum((notes[:, 3] / FRAME_SECONDS).astype(np.int64), n_frames))
+    begun = notes[:, 2] >= 0
+    columns = notes[:, 0], notes[:, 1], first, end, pitch, begun, start, stop
+    table = np.stack(columns, 1).astype(np.int64)[sounding]
+    example, stem, first, end, pitch, begun, start, stop = torch.from_numpy(table).to(device).unbind(1)
+    shape = len(audio), n_frames + 2, N_PITCHES
+    count = torch.zeros(shape, dtype=torch.int32, device=device)
+    one = torch.ones_like(first, dtype=torch.int32)
+    count.index_put_((example, first, pitch), one, accumulate=True)
+    count.index_put_((example, end, pitch), -one, accumulate=True)
+    mix = count.cumsum(1)[:, :-1] > 0
+    onset = torch.zeros(shape, device=device)
+    for later in (0, 1):  # two frames: a note seldom shows itself within the first
+        onset.index_put_((example, first + later, pitch), begun.float(), accumulate=True)
+    heard = torch.from_numpy(np.flatnonzero((table[:, 5] == 1) & (table[:, 6] < n_frames))).to(device)
     return Batch(
-        audio=torch.from_numpy(np.stack([m.audio[: n_frames * HOP] for m in mixtures])),
-        notes=torch.from_numpy(np.concatenate(notes)),
-        **stack,
+        audio=audio,
+        mix=mix.float(),
+        onset=onset[:, :-1].clamp(max=1.0),
+        polyphony=mix.sum(2).clamp(max=POLYPHONY_CLASSES - 1),
+        notes=torch.stack([example, stem, start, stop, pitch], 1)[heard],
     )
-
-
-def batches(cache: StemCache, batch_size: int, n_frames: int, rng: np.random.Generator) -> Iterator[Batch]:
-    """Random batches without end; the cache may grow meanwhile."""
-    seconds = n_frames * HOP / SAMPLERATE
-    while True:
-        indices = rng.integers(len(cache), size=batch_size)
-        yield collate([remix(cache, int(i), seconds, rng) for i in indices], n_frames)
 
 
 def shifted(target: Tensor, lookahead: int) -> Tensor:

@@ -33,8 +33,7 @@ class NetworkConfig:
     embedding_dim: int = 32
     trunk: tuple[tuple[int, int], ...] = ((1, 1), (1, OCTAVE), (2, 1), (2, OCTAVE), (4, 1), (4, OCTAVE))
     branch: tuple[tuple[int, int], ...] = ((1, 1), (1, OCTAVE), (2, 1), (2, OCTAVE), (4, 1))
-    slots: int = 8
-    slot_window: int = 23  # frames that the slot head attends to, the paper's window
+    max_voices: int = 8  # told apart at most
 
     @property
     def tells_players(self) -> bool:
@@ -75,37 +74,6 @@ class Block(nn.Module):
         return F.relu(x + y), state
 
 
-class SlotHead(nn.Module):
-    """Slot attention over a window's pitch-frame tokens: who owns each token, and which slots are active at all.
-
-    Attention is normalised over slots, so that they compete for tokens (section III of the slot-attention paper).
-    """
-
-    def __init__(self, channels: int, slots: int, dim: int = 64, iterations: int = 2):
-        super().__init__()
-        self.iterations = iterations
-        self.queries = nn.Parameter(torch.randn(slots, dim) * dim**-0.5)
-        self.norm = nn.LayerNorm(channels)
-        self.key = nn.Linear(channels, dim)
-        self.value = nn.Linear(channels, dim)
-        self.query = nn.Linear(dim, dim)
-        self.update = nn.GRUCell(dim, dim)
-        self.active = nn.Linear(dim, 1)
-
-    def forward(self, tokens: Tensor, salience: Tensor) -> tuple[Tensor, Tensor]:
-        """tokens (B, N, C), salience (B, N) in 0..1 -> ownership logits (B, K, N), activity logits (B, K)."""
-        tokens = self.norm(tokens)
-        key, value = self.key(tokens), self.value(tokens)  # (B, N, dim)
-        slots = self.queries.expand(len(tokens), -1, -1)  # (B, K, dim)
-        scale = key.shape[-1] ** -0.5
-        for _ in range(self.iterations):
-            attention = (self.query(slots) @ key.mT * scale).softmax(1) * salience[:, None]  # (B, K, N)
-            attention = attention / (attention.sum(-1, keepdim=True) + 1e-6)
-            update = attention @ value
-            slots = self.update(update.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-        return self.query(slots) @ key.mT * scale, self.active(slots)[..., 0]
-
-
 class LiveNetwork(nn.Module):
     def __init__(self, config: NetworkConfig | None = None):
         super().__init__()
@@ -120,15 +88,13 @@ class LiveNetwork(nn.Module):
         self.mix = nn.Conv2d(channels, lookaheads, 1)
         self.onset = nn.Conv2d(channels, lookaheads, 1)
         self.polyphony = nn.Linear(2 * channels, POLYPHONY_CLASSES)
-        # The branch reads the stem beside the trunk: detection is free to forget timbre. It is trained after the
-        # trunk and alone, so that neither starves the other.
+        # The branch reads the stem beside the trunk: detection is free to forget timbre.
         if config.tells_players:
             self.to_branch = nn.Conv2d(2 * channels, branch, 1, bias=False)
             self.branch_norm = nn.BatchNorm2d(branch)
             self.branch = nn.ModuleList(Block(branch, *dilation) for dilation in config.branch)
             self.register_buffer("centre", torch.zeros(branch))  # mean of the branch's features where something sounds
             self.embedding = nn.Linear(branch, config.embedding_dim, bias=False)
-            self.slot_head = SlotHead(branch, config.slots)
         nn.init.constant_(self.mix.bias, -3.0)  # about one pitch in twenty sounds
         nn.init.constant_(self.onset.bias, -5.0)
 
@@ -144,29 +110,22 @@ class LiveNetwork(nn.Module):
             for c in convs
         ]
 
-    def branch_modules(self) -> list[nn.Module]:
-        """What only the embedding and the slots depend on."""
-        if not self.config.tells_players:
-            return []
-        return [self.to_branch, self.branch_norm, self.branch, self.embedding, self.slot_head]
-
     @torch.no_grad()
     def follow_centre(self, features: Tensor, sounding: Tensor) -> None:
         """Move ``centre`` towards the branch's mean, features (B, C', T, P), where sounding (B, T, P) bool.
 
         All notes share a large component, "a note"; left in, every cosine is near 1 and players hardly differ.
         """
-        if sounding.any():
-            self.centre.lerp_(features.permute(0, 2, 3, 1)[sounding].float().mean(0), CENTRE_MOMENTUM)
+        weight = sounding.float()
+        heard = weight.sum()  # nothing here asks the device for a number: it would wait for all that was sent to it
+        mean = (features.float() * weight[:, None]).sum((0, 2, 3)) / heard.clamp(min=1)
+        self.centre.lerp_(mean, CENTRE_MOMENTUM * (heard > 0))
 
-    def forward(
-        self, frames: Tensor, states: list[Tensor] | None = None, branch: bool = True
-    ) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def forward(self, frames: Tensor, states: list[Tensor] | None = None) -> tuple[dict[str, Tensor], list[Tensor]]:
         """frames (B, T, n_bins) levels -> outputs and the states after the last frame.
 
         mix, onset : (B, T, L, P) logits.  polyphony : (B, T, 8) logits for look-ahead 1.
-        With ``branch``, if there is one, also embedding : (B, T, P, D), not normalised, and branch : (B, C', T, P),
-        its features.
+        If there is a branch, also embedding : (B, T, P, D), not normalised, and branch : (B, C', T, P), its features.
         """
         states = self.initial_states(len(frames), frames) if states is None else list(states)
         new_states = []
@@ -184,7 +143,7 @@ class LiveNetwork(nn.Module):
             "onset": self.onset(y).transpose(1, 2),
             "polyphony": self.polyphony(pooled),
         }
-        if not (branch and self.config.tells_players):
+        if not self.config.tells_players:
             return outputs, new_states
         z = F.relu(self.branch_norm(self.to_branch(torch.cat([stem, x], 1))))
         for block in self.branch:

@@ -34,7 +34,7 @@ from .stems import StemCache
 
 SIZES = {
     "small": NetworkConfig(channels=32, embedding_channels=32),
-    "live": NetworkConfig(channels=64, embedding_channels=64),
+    "live": NetworkConfig(channels=96, embedding_channels=96, embedding_dim=48),
     "tiny": NetworkConfig(channels=16, embedding_channels=0),  # for weak machines: what sounds, and not who plays
 }
 LEARNING_RATES = {"tiny": 2.4e-3}  # where it is not FitConfig's own: few weights bear longer steps
@@ -54,8 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="for torch (default: %(default)s)")
     add = parser.add_argument_group("for the live model").add_argument
     add("--size", choices=SIZES, default="small", help="of the network (default: %(default)s)")
-    add("--hours", type=float, default=1.5, help="of mixtures from which to learn notes (default: %(default)s)")
-    add("--branch-hours", type=float, default=1.5, help="from which to learn players (default: %(default)s)")
+    add("--hours", type=float, default=2.0, help="of mixtures to learn from (default: %(default)s)")
     add("--performances", type=int, default=100, help="mixtures for the voice memory (default: %(default)s)")
     train_recipe.add_arguments(parser)
 
@@ -63,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.recipe != LIVE:
         return train_recipe.run(args, load_recipe(args.recipe))
-    for option in ("hours", "branch_hours", "segments", "performances", "workers"):
+    for option in ("hours", "segments", "performances", "workers"):
         if not getattr(args, option) > 0:
             raise UserError(f"--{option.replace('_', '-')} {getattr(args, option)} is impossible; give more than 0")
     out, started = args.out or Path("runs/small"), time.monotonic()
@@ -84,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             say=lambda line: print(line, flush=True),
         )
         rate = LEARNING_RATES.get(args.size, FitConfig.learning_rate)
-        config = FitConfig(args.hours, args.branch_hours, learning_rate=rate, seed=args.seed)
+        config = FitConfig(args.hours, learning_rate=rate, seed=args.seed).for_device(device)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
         voters, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
     except KeyboardInterrupt:
@@ -114,7 +113,7 @@ def command(args: argparse.Namespace) -> str:
     words = ["rt-mpe train"]
     for option in ("scores", "soundfont", "samples"):
         words += [f"--{option} {path.name}" for path in getattr(args, option)]
-    for option in ("size", "hours", "branch_hours", "segments", "performances", "seed"):
+    for option in ("size", "hours", "segments", "performances", "seed"):
         words.append(f"--{option.replace('_', '-')} {getattr(args, option)}")
     return " ".join(words)
 
@@ -133,7 +132,7 @@ def fit_voices(
         hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
         for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
     ]
-    return fit_pointer(*heard, max_voices=network.config.slots, seed=seed), thresholds
+    return fit_pointer(*heard, max_voices=network.config.max_voices, seed=seed), thresholds
 
 
 def export_run(run: Path, path: Path) -> None:
