@@ -12,6 +12,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from .affinity import Affinity
 from .analysis import MAX_LOOKAHEAD, AnalysisConfig
 from .errors import UserError
 from .notes import Thresholds
@@ -20,6 +21,7 @@ from .voices import Pointer, SlotVoices, VoiceMemory, Voter
 DEFAULT_MODEL = "default"
 MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
 POINTER_PREFIX = "pointer."
+AFFINITY_PREFIX = "affinity."
 STATE_PREFIX = "state."
 
 
@@ -170,9 +172,16 @@ def read_pointer(outputs: dict[str, np.ndarray]) -> Pointer:
     """From the outputs "pointer.<voter>.<weight>" of a model file; ValueError if some are missing."""
     voters: dict[str, dict[str, np.ndarray]] = {}
     for name, weight in outputs.items():
-        voter, _, part = name.removeprefix(POINTER_PREFIX).partition(".")
-        voters.setdefault(voter, {})[part] = weight
+        if name.startswith(POINTER_PREFIX):
+            voter, _, part = name.removeprefix(POINTER_PREFIX).partition(".")
+            voters.setdefault(voter, {})[part] = weight
     return Pointer([Voter(weights) for weights in voters.values()])
+
+
+def read_affinity(outputs: dict[str, np.ndarray]) -> Affinity:
+    """From the outputs "affinity.<weight>" of a model file; ValueError if some are missing."""
+    own = {name.removeprefix(AFFINITY_PREFIX): w for name, w in outputs.items() if name.startswith(AFFINITY_PREFIX)}
+    return Affinity(own)
 
 
 class OnnxModel:
@@ -196,18 +205,20 @@ class OnnxModel:
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
         self._n_bins = self.info.analysis.n_bins
-        names = [name for name in outputs if name.startswith(POINTER_PREFIX)]
+        names = [name for name in outputs if name.startswith((POINTER_PREFIX, AFFINITY_PREFIX))]
         try:
             self.reset()
-            weights = self._session.run(names, self._feed(np.zeros(self._n_bins, np.float32)))
-            self.pointer = read_pointer(dict(zip(names, weights, strict=True))) if self.tells_players else None
+            silence = self._feed(np.zeros(self._n_bins, np.float32))
+            weights = dict(zip(names, self._session.run(names, silence), strict=True)) if self.tells_players else {}
+            self.pointer = read_pointer(weights) if self.tells_players else None
+            self.affinity = read_affinity(weights) if self.tells_players else None
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
 
     def voices(self) -> VoiceMemory | SlotVoices:
         """Who gives the notes to players; without a pointer all notes are one voice's."""
-        return VoiceMemory(self.pointer, self.info.voices) if self.pointer else SlotVoices(1)
+        return VoiceMemory(self.pointer, self.info.voices, self.affinity) if self.pointer else SlotVoices(1)
 
     def reset(self) -> None:
         """As if only silence had been heard."""

@@ -1,12 +1,15 @@
-"""Whose note it is: an online memory of voices with a learned pointer.
+"""Whose note is it: an online memory of voices with a learned pointer, put in order by learned affinities.
 
-Every note gets the mean embedding of its first frames. A voice keeps its last notes (pitch, embedding, when it
-ended). For a new note the pointer scores every voice, and "a player not heard before", from timbre, pitch and time;
-the surest note of a chord is given out first. Nobody says how many players there are. A choice stands until
-the note ends; meanwhile the note's embedding goes on improving in the memory.
+Every note gets the mean embedding of its first frames. For a new note the pointer scores every voice, and "a player
+not heard before", from timbre, pitch and time of the voice's last notes; the surest note of a chord is given out first.
+Nobody says how many players there are. A note stays on the voice that it was sent on until it ends.
+
+The memory may think better of it: a moment later it knows more of the note and of the others, so every now and then all
+remembered notes are grouped anew, and each group becomes the voice on which most of its notes were sent. A mistake
+costs one note then, and not all that follow it.
 
 This is the associative timbre memory of timbre-adaptive transcription, worked at the level of notes. Training runs
-this very class and learns the pointer from the features that it meets, on its own mistakes.
+this very class and learns pointer and affinity from what it meets, on its own mistakes.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,15 +17,14 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, NEAR_PITCHES, Affinity, Notes, groups, layers, perceptron
 from .analysis import MAX_LOOKAHEAD
 
-REMEMBERED_NOTES = 24  # a voice
+MEMORY = 128  # notes
+LAST_NOTES = 24  # of a voice, by which the pointer knows it
 HISTORY_HOPS = MAX_LOOKAHEAD + 4  # embeddings kept for a note that is found a little after it began
-EMBEDDING_FRAMES = 32  # a note's embedding is the mean over at most its first second
-NEAR_PITCHES = 3.0  # semitones over which "near in pitch" falls off: timbre changes with register
-RECENT_FRAMES = 4  # notes this close together begin as one chord, or follow each other legato
+ORDER_EVERY = ((24, 6), (64, 12), (MEMORY + 1, 24))  # up to so many notes, hops between two groupings
 
-FORGOTTEN = -1  # column of a note that still sounds after newer ones have taken its place
 VOICE_FEATURES = 24  # a voice
 BEST, NEAR, BUSY = 1, 2, 15  # the features that the situation is summed up from
 NEW_FEATURES = 8  # of the situation, for "a new voice"
@@ -42,39 +44,49 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class VoiceMemory:
-    """Voices of one performance. ``max_voices`` bounds how many are told apart.
+    """Voices of one performance. ``max_voices`` bounds how many are told apart; without ``affinity`` the memory never
+    thinks better of a choice.
 
-    The memory is a table: row = voice, column = one of its REMEMBERED_NOTES last notes. A note that sounds has an
-    infinite end, so that nothing here can know when it will end.
+    The memory is a list of at most MEMORY notes in the order they began. A note that sounds has an infinite end, so
+    that nothing here can know when it will end.
     """
 
     latency = 0
 
-    def __init__(self, scorer: Scorer, max_voices: int):
+    def __init__(self, scorer: Scorer, max_voices: int, affinity: Affinity | None = None):
         self.max_voices = max_voices
         self._scorer = scorer
+        self._affinity = affinity
         self.reset()
 
     def reset(self) -> None:
-        shape = self.max_voices, REMEMBERED_NOTES
-        self.count = 0  # voices so far
-        self.heard = np.zeros(self.max_voices, int)  # notes ever, of each voice
-        self._used = np.zeros(shape, bool)
-        self._pitch = np.zeros(shape)
-        self._start = np.zeros(shape)
-        self._end = np.zeros(shape)
-        self._turn = np.zeros(shape, int)  # which note of its voice it is, from 1
-        self._shared = np.zeros(shape, bool)  # sounded together with another note of its voice
-        self._frames = np.zeros(shape, int)
-        self._total: np.ndarray | None = None  # (max_voices, REMEMBERED_NOTES, D), known with the first note
+        self._n = 0  # notes remembered
+        self._turn = np.zeros(MEMORY, int)  # which note of the performance it is, from 1
+        self._voice = np.zeros(MEMORY, int)  # whose it is, as far as is known now
+        self._sent = np.zeros(MEMORY, int)  # the voice it was sent on
+        self._pitch = np.zeros(MEMORY)
+        self._start = np.zeros(MEMORY)
+        self._end = np.zeros(MEMORY)
+        self._frames = np.zeros(MEMORY, int)
+        self._total: np.ndarray | None = None  # (MEMORY, D), known with the first note
         self._unit: np.ndarray | None = None  # the same, each of length 1
-        self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> row and column
+        self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> turn, voice it was sent on
+        self._turns = 0
+        self._ever: set[int] = set()  # voices on which something was sent
+        self._hop = 0
+        self._ordered = 0, 0  # hop and turn of the last grouping
+
+    @property
+    def count(self) -> int:
+        """Voices so far."""
+        return len(self._ever)
 
     def note_off(self, pitch: int, frame: int) -> int:
         """End the note at this pitch row; returns its voice."""
-        voice, column = self._sounding.pop(pitch)
-        if column != FORGOTTEN:
-            self._end[voice, column] = frame
+        turn, voice = self._sounding.pop(pitch)
+        row = self._row(turn)
+        if row is not None:
+            self._end[row] = frame
         return voice
 
     def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, frame: int) -> list[tuple[int, int]]:
@@ -83,6 +95,7 @@ class VoiceMemory:
         starts : (pitch row, first frame) of each.  history : (H, n_pitches, D) embeddings of the last H hops, newest
         last.  frame : now.  Returns (pitch row, voice), the surest first.
         """
+        self._hop = frame
         waiting = []
         for pitch, start in starts:
             frames = min(max(frame - start, 0) + 1, len(history))
@@ -96,81 +109,132 @@ class VoiceMemory:
         return given
 
     def hear(self, embedding: np.ndarray) -> None:
-        """Let every sounding note learn from this hop's embedding, (n_pitches, D)."""
-        for pitch, (voice, column) in self._sounding.items():
-            if column != FORGOTTEN and self._frames[voice, column] < EMBEDDING_FRAMES:
-                self._learn(voice, column, embedding[pitch], 1)
+        """Let every sounding note learn from this hop's embedding, (n_pitches, D), and see whether order is due."""
+        for pitch, (turn, _) in self._sounding.items():
+            row = self._row(turn)
+            if row is not None and self._frames[row] < EMBEDDING_FRAMES:
+                self._learn(row, embedding[pitch], 1)
+        hop, turn = self._ordered
+        every = next(hops for notes, hops in ORDER_EVERY if self._n < notes)
+        if self._affinity is not None and self._n >= 2 and self._turns > turn and self._hop - hop >= every:
+            self._order()
+            self._ordered = self._hop, self._turns
+        self._hop += 1
 
-    def _learn(self, voice: int, column: int, total: np.ndarray, frames: int) -> None:
-        self._total[voice, column] += total
-        self._frames[voice, column] += frames
-        self._unit[voice, column] = unit(self._total[voice, column])
+    def voices(self) -> list[int]:
+        """Those with remembered notes, in ascending order; what `features` has rows for."""
+        return np.unique(self._voice[: self._n]).tolist()
 
-    def _give(self, note: NewNote, voice: int, frame: int) -> int:
-        """Remember a note in a voice; ``voice`` == count asks for a new one. Returns where it went."""
-        if voice == self.count:
-            if self.count < self.max_voices:
-                self.count += 1
-            else:
-                voice = self._longest_idle()
-                self._used[voice] = False
-                self.heard[voice] = 0
+    def notes(self) -> Notes:
+        """All that is remembered."""
+        n = self._n
+        return Notes(self._unit[:n], self._pitch[:n], self._start[:n], self._end[:n], self._frames[:n])
+
+    def _order(self) -> None:
+        """Group the remembered notes anew and give each group the voice on which most of it was sent."""
+        n = self._n
+        group = groups(self._affinity(self.notes(), self._hop), self.max_voices)
+        claims = np.zeros((group.max() + 1, self.max_voices))
+        np.add.at(claims, (group, self._sent[:n]), 1.0)
+        voice = np.full(len(claims), -1)
+        for _ in voice:
+            best, its = np.unravel_index(np.argmax(claims), claims.shape)
+            if claims[best, its] <= 0:
+                break
+            voice[best] = its
+            claims[best] = claims[:, its] = -1.0
+        free = [v for v in self._newest_last() if v not in voice]
+        voice[voice < 0] = free[: (voice < 0).sum()]
+        self._voice[:n] = voice[group]
+
+    def _newest_last(self) -> list[int]:
+        """All voices, those on which nothing was ever sent first."""
+        return sorted(range(self.max_voices), key=lambda v: (v in self._ever, v))
+
+    def _row(self, turn: int) -> int | None:
+        """Where a note is remembered; None if it is not any more."""
+        row = int(np.searchsorted(self._turn[: self._n], turn))
+        return row if row < self._n and self._turn[row] == turn else None
+
+    def _learn(self, row: int, total: np.ndarray, frames: int) -> None:
+        self._total[row] += total
+        self._frames[row] += frames
+        self._unit[row] = unit(self._total[row])
+
+    def _give(self, note: NewNote, choice: int, frame: int) -> int:
+        """Remember a note in the ``choice``-th of `voices`, or else in a new one. Returns where it went."""
+        present = self.voices()
+        voice = present[choice] if choice < len(present) else self._make_room(present)
         if self._total is None:
-            self._total = np.zeros((*self._used.shape, len(note.total)))
+            self._total = np.zeros((MEMORY, len(note.total)))
             self._unit = np.zeros_like(self._total)
-        busy = self._used[voice] & np.isinf(self._end[voice])
-        self._shared[voice, busy] = True
-        column = self._column(voice)
-        self.heard[voice] += 1
-        self._used[voice, column] = True
-        self._pitch[voice, column] = note.pitch
-        self._start[voice, column] = note.start
-        self._end[voice, column] = np.inf
-        self._turn[voice, column] = self.heard[voice]
-        self._shared[voice, column] = busy.any()
-        self._total[voice, column] = 0.0
-        self._frames[voice, column] = 0
-        self._learn(voice, column, note.total, note.frames)
-        self._sounding[note.pitch] = voice, column
+        if self._n == MEMORY:
+            self._forget(self._dispensable())
+        row = self._n
+        self._n += 1
+        self._turns += 1
+        self._ever.add(voice)
+        self._turn[row] = self._turns
+        self._voice[row] = self._sent[row] = voice
+        self._pitch[row], self._start[row], self._end[row] = note.pitch, note.start, np.inf
+        self._total[row] = 0.0
+        self._frames[row] = 0
+        self._learn(row, note.total, note.frames)
+        self._sounding[note.pitch] = self._turns, voice
         return voice
 
-    def _column(self, voice: int) -> int:
-        """Where the next note goes: a free place, or that of the oldest note, one that has ended if there is one."""
-        used = self._used[voice]
-        if not used.all():
-            return int(np.argmin(used))
-        ended = np.isfinite(self._end[voice])
-        column = int(np.argmin(np.where(ended | ~ended.any(), self._turn[voice], np.iinfo(int).max)))
-        for pitch, place in self._sounding.items():
-            if place == (voice, column):
-                self._sounding[pitch] = voice, FORGOTTEN
-        return column
+    def _make_room(self, present: list[int]) -> int:
+        """A voice for a new player. If all are taken, the one that has rested longest is forgotten: a memory that never
+        forgets fills up with strangers."""
+        free = [v for v in self._newest_last() if v not in present and v not in self._sounding_voices()]
+        if free:
+            return free[0]
+        rested = [v for v in present if v not in self._sounding_voices()]
+        voice = min(rested, key=lambda v: self._end[: self._n][self._voice[: self._n] == v].max())
+        self._forget(self._voice[: self._n] == voice)
+        return voice
 
-    def _longest_idle(self) -> int:
-        """The voice that has rested longest makes room: a memory that never forgets fills up with strangers."""
-        return int(np.argmin(np.where(self._used, self._end, -np.inf).max(1)))
+    def _dispensable(self) -> np.ndarray:
+        """(n,) bool, one note: the oldest that has ended of the fullest voice, so that who rests is remembered."""
+        n = self._n
+        most = self._voice[:n] == np.bincount(self._voice[:n]).argmax()
+        ended = np.isfinite(self._end[:n])
+        candidates = next(c for c in (most & ended, ended, np.ones(n, bool)) if c.any())
+        return np.arange(n) == np.argmax(candidates)
+
+    def _forget(self, which: np.ndarray) -> None:
+        """which : (n,) bool."""
+        kept = np.flatnonzero(~which)
+        for name in ("_turn", "_voice", "_sent", "_pitch", "_start", "_end", "_frames", "_total", "_unit"):
+            column = getattr(self, name)
+            column[: len(kept)] = column[kept]
+        self._n = len(kept)
 
     def _probabilities(self, note: NewNote, frame: int) -> np.ndarray:
-        """Over the voices and, last, a new voice (0 where no room can be made), (count + 1,)."""
+        """Over `voices` and, last, a new voice (0 where no room can be made)."""
         scores = self._scorer(*self.features(note, frame))
-        if self._sounding_voices() == self.max_voices:
+        if len(self._sounding_voices()) == self.max_voices:
             scores[-1] = -np.inf
         probabilities = np.exp(scores - scores.max())
         return probabilities / probabilities.sum()
 
-    def _sounding_voices(self) -> int:
-        return len({voice for voice, _ in self._sounding.values()})
+    def _sounding_voices(self) -> set[int]:
+        """Those that a sounding note was sent on, or belongs to."""
+        now = self._voice[: self._n][np.isinf(self._end[: self._n])]
+        return {voice for _, voice in self._sounding.values()} | set(now.tolist())
 
     def features(self, note: NewNote, frame: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the pointer sees: (count, VOICE_FEATURES) and (NEW_FEATURES,), float32, all of order one."""
-        voices = np.zeros((self.count, VOICE_FEATURES), np.float32)
-        if self.count:
-            voices[:] = self._voice_features(note, frame)
+        """What the pointer sees: a row for each of `voices`, (V, VOICE_FEATURES), and (NEW_FEATURES,), float32, all of
+        order one."""
+        present = self.voices()
+        voices = np.zeros((len(present), VOICE_FEATURES), np.float32)
+        if present:
+            voices[:] = self._voice_features(present, note, frame)
         free = voices[voices[:, BUSY] == 0]
         new = (
-            self.count / 8,
-            self._sounding_voices() / 8,
-            np.log1p(self.heard[: self.count].sum()) / 4,
+            len(present) / 8,
+            len(self._sounding_voices()) / 8,
+            np.log1p(self._n) / 4,
             voices[:, NEAR].max(initial=-1.0),
             voices[:, BEST].max(initial=-1.0),
             free[:, NEAR].max(initial=-1.0),
@@ -179,15 +243,22 @@ class VoiceMemory:
         )
         return voices, np.array(new, np.float32)
 
-    def _voice_features(self, note: NewNote, frame: int) -> np.ndarray:
-        n = self.count
-        rows = np.arange(n)
-        used, pitch, start, end = self._used[:n], self._pitch[:n], self._start[:n], self._end[:n]
-        held = used.sum(1)
-        similarity = self._unit[:n] @ unit(note.total)
-        last = np.argmax(np.where(used, self._turn[:n], 0), 1)
+    def _voice_features(self, present: list[int], note: NewNote, frame: int) -> np.ndarray:
+        rows = np.arange(len(present))
+        place = np.zeros((len(present), LAST_NOTES), int)  # a row a voice, its last notes from the left, oldest first
+        held, heard = np.zeros(len(present), int), np.zeros(len(present))
+        for row, voice in enumerate(present):
+            own = np.flatnonzero(self._voice[: self._n] == voice)
+            heard[row] = len(own)
+            held[row] = min(len(own), LAST_NOTES)
+            place[row, : held[row]] = own[-LAST_NOTES:]
+        used = np.arange(LAST_NOTES) < held[:, None]
+        pitch, start, end, units = (column[place] for column in (self._pitch, self._start, self._end, self._unit))
+        end = np.where(used, end, -np.inf)
+        similarity = units @ unit(note.total)
+        last = held - 1
 
-        centre = np.where(used[..., None], self._unit[:n], 0.0).sum(1) / held[:, None]
+        centre = np.where(used[..., None], units, 0.0).sum(1) / held[:, None]
         spread = np.sqrt(np.square(centre).sum(1))
         best = -np.sort(-np.where(used, similarity, -np.inf), 1)[:, :3]
         found = np.isfinite(best)
@@ -199,15 +270,19 @@ class VoiceMemory:
         pitch_spread = np.sqrt(np.where(used, np.square(pitch - mean_pitch[:, None]), 0.0).sum(1) / held)
         from_last = distance[rows, last]
 
-        sounding = used & np.isinf(end)
+        sounding = used & np.isinf(end) & (end > 0)
         busy = sounding.sum(1)
-        rest = np.where(busy > 0, 0.0, frame - np.where(used & ~sounding, end, -np.inf).max(1))
+        rest = np.where(busy > 0, 0.0, frame - np.where(sounding, -np.inf, end).max(1))
         rest = np.maximum(rest, 0.0)
         closest = np.argmin(np.where(sounding, np.abs(distance), np.inf), 1)
         last_end = end[rows, last]
+        until = np.minimum(end, frame)
+        overlap = np.minimum(until[:, :, None], until[:, None]) - np.maximum(start[:, :, None], start[:, None])
+        overlap[:, np.arange(LAST_NOTES), np.arange(LAST_NOTES)] = -np.inf
+        shared = (overlap > 2).any(2)  # sounded together with another note of its voice, longer than legato does
         # How far this voice's timbre is ahead of the best other.
-        ahead = np.zeros(n)
-        if n > 1:
+        ahead = np.zeros(len(present))
+        if len(present) > 1:
             second, first = np.sort(near_similarity)[-2:]
             ahead = near_similarity - np.where(near_similarity == first, second, first)
         return np.stack(
@@ -226,15 +301,15 @@ class VoiceMemory:
                 pitch_spread / 12,
                 np.where(used, np.abs(distance), np.inf).min(1) / 12,
                 np.log1p(rest) / 4,
-                (busy == 0) & (rest <= RECENT_FRAMES),
+                (busy == 0) & (rest <= CHORD_FRAMES),
                 busy > 0,  # BUSY
                 np.minimum(busy, 4) / 4,
-                (self._shared[:n] & used).sum(1) / held,
+                (shared & used).sum(1) / held,
                 np.where(busy > 0, distance[rows, closest], 0.0) / 12,
                 (sounding & (distance % 12 == 0)).any(1),
-                (sounding & (np.abs(note.start - start) <= RECENT_FRAMES)).any(1),
-                (from_last == 0) & np.isfinite(last_end) & (note.start - last_end <= RECENT_FRAMES),
-                np.log1p(self.heard[:n]) / 4,
+                (sounding & (np.abs(note.start - start) <= CHORD_FRAMES)).any(1),
+                (from_last == 0) & np.isfinite(last_end) & (note.start - last_end <= CHORD_FRAMES),
+                np.log1p(heard) / 4,
                 ahead,
             ),
             1,
@@ -283,9 +358,6 @@ def unit(vector: np.ndarray) -> np.ndarray:
     return vector / (np.sqrt(vector @ vector) + 1e-9)
 
 
-POINTER_LAYERS = (0, 2, 4)  # where the linear layers stand among the activations, as training names them
-
-
 class Pointer:
     """The learned scorer: voters, trained alike from different first weights, whose log-probabilities are averaged.
 
@@ -306,30 +378,19 @@ class Pointer:
 class Voter:
     """Two small perceptrons that share nothing but the situation they look at.
 
-    weights : arrays by name, as in ``NAMES``; layer widths follow from them. A voice is scored from its own
-    features, the situation, and the mean and maximum of all voices' features, so that scores can be comparative.
+    weights : arrays by name, "voice.0.weight" .. "new.4.bias"; layer widths follow from them. A voice is scored from
+    its own features, the situation, and the mean and maximum of all voices' features, so that scores can be
+    comparative.
     """
 
-    NAMES = tuple(
-        f"{part}.{layer}.{kind}" for part in ("voice", "new") for layer in POINTER_LAYERS for kind in ("weight", "bias")
-    )
-
     def __init__(self, weights: dict[str, np.ndarray]):
-        missing = [name for name in self.NAMES if name not in weights]
-        if missing:
-            raise ValueError(f"the pointer lacks {', '.join(missing)}")
-        self._weights = {name: np.asarray(weights[name], np.float32) for name in self.NAMES}
+        self._layers = {part: layers(weights, f"{part}.") for part in ("voice", "new")}
 
     def __call__(self, voices: np.ndarray, situation: np.ndarray) -> np.ndarray:
         """Inputs as of `pointer_inputs` -> (V + 1,) scores."""
-        return np.concatenate([self._perceptron("voice", voices), self._perceptron("new", situation[None])])
-
-    def _perceptron(self, part: str, x: np.ndarray) -> np.ndarray:
-        for layer in POINTER_LAYERS:
-            x = x @ self._weights[f"{part}.{layer}.weight"].T + self._weights[f"{part}.{layer}.bias"]
-            if layer != POINTER_LAYERS[-1]:
-                x = np.maximum(x, 0.0)
-        return x[:, 0]
+        return np.concatenate(
+            [perceptron(self._layers["voice"], voices), perceptron(self._layers["new"], situation[None])]
+        )
 
 
 def pointer_inputs(features: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from made_up import notes
 
+from realtime_mpe.affinity import pair_features
 from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.model import OnnxModel, open_session
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.training import export as export_module
+from realtime_mpe.training.affinity import AffinityNetwork
 from realtime_mpe.training.export import export, export_timbre, largest_difference
 from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
@@ -84,10 +87,10 @@ HALF = 5e-3  # what half precision of the weights leaves of an output of order o
 
 
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
-    voters = [PointerNetwork().eval() for _ in range(2)]
+    voters, affinity = [PointerNetwork().eval() for _ in range(2)], AffinityNetwork().eval()
     thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
     path = tmp_path / "m.onnx"
-    export(path, network, voters, 2, thresholds, {"hours": 1.5})
+    export(path, network, voters, affinity, 2, thresholds, {"hours": 1.5})
     model = OnnxModel(str(path))
     assert largest_difference(network, model) < HALF
     assert path.stat().st_size < 2.5 * model.info.parameters + 60_000  # bytes: the weights take two each
@@ -100,6 +103,11 @@ def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
         empty = [v(torch.zeros(1, 3, 24), situation, torch.zeros(1, 3).bool())[0, 3:] for v in voters]
     for got, votes in ((model.pointer(features, new), full), (model.pointer(features[:0], new), empty)):
         np.testing.assert_allclose(got, torch.stack(votes).log_softmax(1).mean(0).numpy(), atol=HALF)
+    sounds = notes(np.random.default_rng(2))
+    with torch.no_grad():
+        odds = affinity(torch.from_numpy(pair_features(sounds, 90))).numpy()
+    apart = ~np.eye(len(odds), dtype=bool)
+    np.testing.assert_allclose(model.affinity(sounds, 90)[apart], odds[apart], atol=HALF)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -108,7 +116,7 @@ def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, t
     left = list(differences)
     monkeypatch.setattr(export_module, "largest_difference", lambda *_: left.pop(0))
     with pytest.raises(ValueError, match=f"differs from torch by {differences[-1]:.1e}"):
-        export(tmp_path / "m.onnx", network, [PointerNetwork()], 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, [PointerNetwork()], AffinityNetwork(), 1, (Thresholds(),) * 5, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -116,7 +124,7 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
     torch.manual_seed(0)
     network = LiveNetwork(SIZES["tiny"]).eval()
     path = tmp_path / "m.onnx"
-    export(path, network, [], 1, (Thresholds(),) * 5, {})
+    export(path, network, [], None, 1, (Thresholds(),) * 5, {})
     model = OnnxModel(str(path))
     assert model.info.parameters <= 20_000 and model.info.voices == 1 and path.stat().st_size < 200_000
     heard = model.process(np.zeros(N_LIVE_BINS, np.float32))
@@ -126,7 +134,7 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
 
 def test_model_reset_equals_a_new_model(network, tmp_path):
     path = tmp_path / "m.onnx"
-    export(path, network, [PointerNetwork()], 1, (Thresholds(),) * 5, {})
+    export(path, network, [PointerNetwork()], AffinityNetwork(), 1, (Thresholds(),) * 5, {})
     model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, N_LIVE_BINS)).astype(np.float32)
     first = [model.process(frame).mix for frame in frames]
     model.reset()

@@ -2,47 +2,11 @@
 
 import numpy as np
 import pytest
+from made_up import HOPS, first_voice, performance
 
-from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PITCHES
-from realtime_mpe.notes import Thresholds
+from realtime_mpe.analysis import N_PITCHES
 from realtime_mpe.training import pointer as pointer_module
-from realtime_mpe.training.mixing import Mixture
-from realtime_mpe.training.pointer import as_pointer, fit_pointer, home_share, perform, study
-
-HOPS = 200
-LIMITS = Thresholds(on=0.5, off=0.4, onset=0.6, repeat=0.6)
-
-
-def performance(seed: int, players: int, ghosts: int = 0, unison: bool = False):
-    """Players with timbres of their own and noise on every note, playing anywhere: pitch and order tell nothing."""
-    rng = np.random.default_rng(seed)
-    timbres = rng.normal(size=(players, 16))
-    mix = np.zeros((HOPS + 1, N_PITCHES))
-    onset = np.zeros((HOPS + 1, N_PITCHES))
-    embedding = rng.normal(0, 0.3, (HOPS, N_PITCHES, 16)).astype(np.float32)
-    rows, free = [], np.zeros((HOPS + 40, N_PITCHES), bool)
-    for k in range(14 * players + ghosts):
-        player = k % players if k < 14 * players else -1
-        start, length, pitch = int(rng.integers(1, HOPS - 12)), int(rng.integers(4, 10)), int(rng.integers(N_PITCHES))
-        if free[max(start - 2, 0) : start + length + 2, pitch].any():
-            continue
-        free[start : start + length, pitch] = True
-        mix[start : start + length, pitch] = onset[start : start + 2, pitch] = 0.9
-        if player >= 0:
-            embedding[start - 1 : start + length, pitch] += timbres[player] + rng.normal(0, 0.3, 16)
-            owners = (player, (player + 1) % players) if unison else (player,)
-            for owner in owners:
-                seconds = np.array([start - 0.5, start + length - 0.5]) * FRAME_SECONDS
-                rows.append((owner, *seconds, pitch + FIRST_MIDI))
-    mixture = Mixture(np.zeros(1), np.array(sorted(rows)))
-    return perform(all_lookaheads(mix), all_lookaheads(onset), embedding, mixture, LIMITS, 1)
-
-
-def all_lookaheads(target):
-    """(HOPS + 1, P) by label frame -> (HOPS, L, P) as a model that is always right gives them hop by hop."""
-    padded = np.concatenate([np.zeros((MAX_LOOKAHEAD, target.shape[1])), target])
-    rows = np.arange(HOPS)[:, None] + 1 - np.arange(MAX_LOOKAHEAD + 1) + MAX_LOOKAHEAD
-    return padded[rows]
+from realtime_mpe.training.pointer import StudiedMemory, as_pointer, fit_pointer, home_share, study
 
 
 def test_detected_notes_know_their_players_and_ghosts_have_none():
@@ -54,12 +18,8 @@ def test_detected_notes_know_their_players_and_ghosts_have_none():
     assert set(doubled) == {2}
 
 
-def first_voice(features, new):
-    return np.zeros(len(features) + 1)
-
-
 def test_following_the_truth_puts_every_player_into_one_voice():
-    memories = [study(performance(seed, 4), first_voice, 8, follow_truth=1.0) for seed in range(3)]
+    memories = [study(performance(seed, 4), StudiedMemory(first_voice, 8, follow_truth=1.0)) for seed in range(3)]
     assert home_share(memories) == 1.0
     assert all(memory.count == 4 for memory in memories)
     # The first decision of each player is a new voice, and every later one is that player's own.
@@ -69,7 +29,9 @@ def test_following_the_truth_puts_every_player_into_one_voice():
 
 def test_random_voices_are_not_at_home():
     rng = np.random.default_rng(0)
-    memories = [study(performance(seed, 4), lambda f, n: rng.normal(size=len(f) + 1), 8) for seed in range(3)]
+    memories = [
+        study(performance(seed, 4), StudiedMemory(lambda f, n: rng.normal(size=len(f) + 1), 8)) for seed in range(3)
+    ]
     assert home_share(memories) < 0.6
 
 
@@ -82,7 +44,7 @@ def test_the_pointer_learns_players_from_timbre(monkeypatch):
     monkeypatch.setattr(pointer_module, "VOTERS", 2)
     networks = fit_pointer(train, held_out, 8, say=lambda line: None)
     assert len(networks) == 2
-    memories = [study(p, as_pointer(networks), 8) for p in held_out]
+    memories = [study(p, StudiedMemory(as_pointer(networks), 8)) for p in held_out]
     assert home_share(memories) > 0.9
 
 
@@ -98,5 +60,5 @@ def test_silent_hops_need_no_embeddings():
 
 @pytest.mark.parametrize("max_voices", [1, 2])
 def test_a_memory_smaller_than_the_ensemble_still_plays_on(max_voices):
-    memory = study(performance(2, 4), lambda f, n: np.arange(len(f) + 1.0), max_voices)
+    memory = study(performance(2, 4), StudiedMemory(lambda f, n: np.arange(len(f) + 1.0), max_voices))
     assert memory.count == max_voices

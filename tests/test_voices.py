@@ -1,40 +1,10 @@
 """The voice memory on made-up timbres: identities that last, no look into the future, room for newcomers."""
 
 import numpy as np
+from made_up import TIMBRES, embedding, play
 
-from realtime_mpe.analysis import N_PITCHES
-from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, POINTER_LAYERS, VOICE_FEATURES, Pointer, VoiceMemory, Voter
-
-TIMBRES = np.eye(6, 16, dtype=np.float32)
-
-
-def by_timbre(features: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """A scorer that trusts timbre alone: joins the most similar voice above a cosine of 0.7."""
-    return np.concatenate([10 * features[:, 0], [7.0]])
-
-
-def embedding(sounds: dict[int, int]) -> np.ndarray:
-    """(n_pitches, D) with the timbre of each sounding pitch row."""
-    out = np.zeros((N_PITCHES, TIMBRES.shape[1]), np.float32)
-    for pitch, timbre in sounds.items():
-        out[pitch] = TIMBRES[timbre]
-    return out
-
-
-def play(notes, hops, scorer=by_timbre, max_voices=8):
-    """notes : (start, end, pitch, timbre). Returns the voice of each note, in the order they begin."""
-    memory, history, voices = VoiceMemory(scorer, max_voices), [], []
-    for hop in range(hops):
-        sounds = {p: t for start, end, p, t in notes if start <= hop < end}
-        history.append(embedding(sounds))
-        for _start, end, p, _ in notes:
-            if end == hop:
-                memory.note_off(p, hop)
-        starts = [(p, start) for start, _, p, _ in notes if start == hop]
-        if starts:
-            voices += memory.note_ons(starts, np.stack(history[-HISTORY_HOPS:]), hop)
-        memory.hear(history[-1])
-    return voices, memory
+from realtime_mpe.affinity import LAYERS
+from realtime_mpe.voices import MEMORY, NEW_FEATURES, VOICE_FEATURES, Pointer, VoiceMemory, Voter
 
 
 def test_two_players_keep_their_voices_while_their_lines_cross():
@@ -102,19 +72,19 @@ def test_no_voice_is_taken_from_a_note_that_still_sounds():
     assert len({sounding[p] for p in (10, 20, 30)}) == 3
 
 
-def test_a_voice_remembers_a_bounded_number_of_notes():
-    notes = [(2 * k, 2 * k + 1, 10 + k % 40, 0) for k in range(100)]
-    _, memory = play(notes, 210)
-    assert memory.count == 1
-    assert memory.heard[0] == 100
-    assert set(memory._pitch[0]) == {10 + k % 40 for k in range(76, 100)}
+def test_memory_is_bounded_and_keeps_those_who_rest():
+    notes = [(0, 1, 60, 1), *((2 * k, 2 * k + 1, 10 + k % 40, 0) for k in range(1, 300))]
+    _, memory = play(notes, 610)
+    assert memory.count == 2 and len(memory.notes().pitch) == MEMORY
+    assert memory.voices() == [0, 1]  # the one note of the second player is still known
+    assert memory.notes().start[1:].tolist() == [2 * k for k in range(301 - MEMORY, 300)]
 
 
 def random_pointer(seed: int) -> Pointer:
     rng = np.random.default_rng(seed)
     weights = {}
     for part, n_in in (("voice", 3 * VOICE_FEATURES + NEW_FEATURES), ("new", 2 * VOICE_FEATURES + NEW_FEATURES)):
-        for layer, n_out in zip(POINTER_LAYERS, (16, 16, 1), strict=True):
+        for layer, n_out in zip(LAYERS, (16, 16, 1), strict=True):
             weights[f"{part}.{layer}.weight"] = rng.normal(0, n_in**-0.5, (n_out, n_in))
             weights[f"{part}.{layer}.bias"] = rng.normal(0, 0.1, n_out)
             n_in = n_out

@@ -6,7 +6,7 @@ window model is a slot network for one window.
 
 import argparse
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from realtime_mpe.analysis import N_BINS, PAPER, AnalysisConfig
-from realtime_mpe.model import POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
+from realtime_mpe.model import AFFINITY_PREFIX, POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.window_model import DEFAULT_LOOKAHEAD, DEFAULT_STRIDE, WindowInfo
 
+from .affinity import AffinityNetwork
 from .network import LiveNetwork
 from .pointer import PointerNetwork
 from .predict import TIMBRE_FORMAT
@@ -62,30 +63,37 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def parameter_count(network: LiveNetwork, voters: Sequence[PointerNetwork]) -> int:
+def parameter_count(network: LiveNetwork, weights: Mapping[str, np.ndarray]) -> int:
     """Of what runs live, with the norms folded into the convolutions before them; the rest only helps training."""
     live = {name: p for name, p in network.named_parameters() if not name.startswith("polyphony")}
     norms = [name for name, module in network.named_modules() if isinstance(module, nn.BatchNorm2d)]
     folded = sum(live[f"{name}.weight"].numel() for name in norms)  # a norm leaves one bias a channel
-    pointer_size = sum(weight.size for voter in voters for weight in voter.weights().values())
-    return sum(p.numel() for p in live.values()) - folded + pointer_size
+    return sum(p.numel() for p in live.values()) - folded + sum(weight.size for weight in weights.values())
 
 
 def export(
     path: Path,
     network: LiveNetwork,
     voters: Sequence[PointerNetwork],
+    affinity: AffinityNetwork | None,
     lookahead: int,
     thresholds: tuple[Thresholds, ...],
     training: dict,
 ) -> None:
-    """Write ``path``; without voters it tells no players apart.
+    """Write ``path``; without voters and affinity it tells no players apart.
 
     The weights lie in the file in half precision, and are computed with in single. ValueError, and no file, if ONNX
     Runtime fed frame by frame differs from torch by > TOLERANCE before they are halved, or > HALF_TOLERANCE after it.
     """
     from onnx import helper, numpy_helper
 
+    weights = {
+        f"{POINTER_PREFIX}{number}.{name}": weight
+        for number, voter in enumerate(voters)
+        for name, weight in voter.weights().items()
+    }
+    if affinity is not None:
+        weights |= {f"{AFFINITY_PREFIX}{name}": weight for name, weight in affinity.weights().items()}
     network = plain(network)
     frame = torch.zeros(1, 1, AnalysisConfig().n_bins)
     states = network.initial_states(1, frame)
@@ -96,16 +104,15 @@ def export(
         lookahead=lookahead,
         voices=network.config.max_voices if voters else 1,
         thresholds=thresholds,
-        parameters=parameter_count(network, voters),
+        parameters=parameter_count(network, weights),
         training=training,
     )
 
-    def add_pointer(model) -> None:
-        for number, voter in enumerate(voters):
-            for name, weight in voter.weights().items():
-                tensor = numpy_helper.from_array(weight, f"{POINTER_PREFIX}{number}.{name}")
-                model.graph.initializer.append(tensor)
-                model.graph.output.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, weight.shape))
+    def add_weights(model) -> None:
+        for name, weight in weights.items():
+            tensor = numpy_helper.from_array(weight, name)
+            model.graph.initializer.append(tensor)
+            model.graph.output.append(helper.make_tensor_value_info(name, tensor.data_type, weight.shape))
 
     embedding = ["embedding"] if network.config.tells_players else []
     outputs = ["mix", "onset", *embedding, *(f"new_{name}" for name in names)]
@@ -117,7 +124,7 @@ def export(
         outputs,
         info.to_metadata(),
         lambda partial: largest_difference(network, OnnxModel(str(partial))),
-        change=add_pointer,
+        change=add_weights,
         half=True,
     )
 

@@ -16,10 +16,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
+from realtime_mpe.affinity import Affinity
 from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES
 from realtime_mpe.errors import UserError
 from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
-from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, VoiceMemory, Voter
+from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, Scorer, VoiceMemory, Voter
 
 from .metrics import note_frames
 from .mixing import Mixture
@@ -128,46 +129,48 @@ class Decisions:
 class StudiedMemory(VoiceMemory):
     """A voice memory that knows the true players, notes every decision, and can be made to follow the truth."""
 
-    def __init__(self, scorer, max_voices: int, follow_truth: float):
-        super().__init__(scorer, max_voices)
+    def __init__(self, scorer: Scorer, max_voices: int, affinity: Affinity | None = None, follow_truth: float = 0.0):
+        super().__init__(scorer, max_voices, affinity)
         self.follow_truth = follow_truth  # share of the decisions, 0..1
         self._rng = np.random.default_rng(0)
         self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this hop, by pitch
-        self.played: list[Counter] = []  # true players of each voice's notes
         self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
-        self.given: list[tuple[frozenset[int], int]] = []
+        self.given: list[tuple[frozenset[int], int]] = []  # players and voice of every note, by turn
 
-    def _give(self, note: NewNote, voice: int, frame: int) -> int:
+    def _give(self, note: NewNote, choice: int, frame: int) -> int:
         players = self.players[note.pitch]
         if players:
             features, new = self.features(note, frame)
             right = sorted({self._home(player) for player in players})
             self.decisions.append((features, new, right))
-            if self._rng.random() < self.follow_truth:
-                voice = right[0]
-        before = self.count
-        voice = super()._give(note, voice, frame)
-        if self.count > before:
-            self.played.append(Counter())
-        elif self.heard[voice] == 1:  # the memory was full and this voice began anew
-            self.played[voice] = Counter()
-        self.played[voice].update(players)
+            possible = right[0] < len(features) or len(self._sounding_voices()) < self.max_voices
+            if possible and self._rng.random() < self.follow_truth:
+                choice = right[0]
+        voice = super()._give(note, choice, frame)
         self.given.append((players, voice))
         return voice
 
+    def owners(self) -> list[frozenset[int]]:
+        """The true players of each remembered note."""
+        return [self.given[turn - 1][0] for turn in self._turn[: self._n]]
+
     def _home(self, player: int) -> int:
-        """The voice with most of this player's notes, among those that are mostly this player's; else a new one."""
+        """Which of `voices` has most of this player's remembered notes, among those that are mostly this player's; one
+        beyond them if none is."""
+        present = self.voices()
+        played = {voice: Counter() for voice in present}
+        for voice, players in zip(self._voice[: self._n].tolist(), self.owners(), strict=True):
+            played[voice].update(players)
         homes = [
-            (count[player], -voice)
-            for voice, count in enumerate(self.played)
-            if count and count[player] == max(count.values())
+            (count[player], -choice)
+            for choice, count in enumerate(played.values())
+            if count[player] and count[player] == max(count.values())
         ]
-        return -max(homes)[1] if homes else self.count
+        return -max(homes)[1] if homes else len(present)
 
 
-def study(performance: Performance, scorer, max_voices: int, follow_truth: float = 0.0) -> StudiedMemory:
-    """Run the voice memory over one performance."""
-    memory = StudiedMemory(scorer, max_voices, follow_truth)
+def study(performance: Performance, memory: StudiedMemory) -> StudiedMemory:
+    """Run a voice memory over one performance; returns it."""
     embeddings = performance.embeddings()
     for hop, events in enumerate(performance.events):
         for event in events:
@@ -199,7 +202,7 @@ def home_share(memories: Sequence[StudiedMemory]) -> float:
     at_home = total = 0
     for memory in memories:
         players = sorted({p for players, _ in memory.given for p in players})
-        table = np.zeros((len(players), max(memory.count, 1)))
+        table = np.zeros((len(players), memory.max_voices))
         for owners, voice in memory.given:
             for player in owners:
                 table[players.index(player), voice] += 1 / len(owners)
@@ -223,6 +226,7 @@ def fit_pointer(
     train: Sequence[Performance],
     validation: Sequence[Performance],
     max_voices: int,
+    affinity: Affinity | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> list[PointerNetwork]:
@@ -234,14 +238,15 @@ def fit_pointer(
     for round_number in range(len(FOLLOW_TRUTH)):
         pointer = as_pointer(networks)
         for performance in train:
-            gathered += study(performance, pointer, max_voices, follow_truth=FOLLOW_TRUTH[round_number]).decisions
+            memory = StudiedMemory(pointer, max_voices, affinity, FOLLOW_TRUTH[round_number])
+            gathered += study(performance, memory).decisions
         if not gathered:
             raise UserError("the network detects no notes yet, so no voices can be learnt; train it for more --hours")
         data = padded(gathered, max_voices)
         for network in networks:
             learn(network, data)
         pointer = as_pointer(networks)
-        memories = [study(performance, pointer, max_voices) for performance in validation]
+        memories = [study(performance, StudiedMemory(pointer, max_voices, affinity)) for performance in validation]
         share = home_share(memories)
         say(
             f"pointer round {round_number + 1} of {len(FOLLOW_TRUTH)}: {len(gathered)} decisions, "

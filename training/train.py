@@ -1,6 +1,6 @@
 """``rt-mpe train``: from scores and sounds to a model file.
 
-    stems -> network -> thresholds -> voice memory -> ONNX file
+    stems -> network -> thresholds -> affinity -> pointer -> ONNX file
 
 Stems and network resume where they stopped; what follows takes minutes and is done anew.
 
@@ -22,6 +22,7 @@ from realtime_mpe.errors import UserError
 from realtime_mpe.notes import Thresholds
 
 from . import rendering, train_recipe
+from .affinity import AffinityNetwork, as_affinity, fit_affinity
 from .calibrate import calibrate, hear
 from .export import export
 from .fit import CHECKPOINT_FILE, FitConfig, fit
@@ -43,7 +44,7 @@ DEFAULT_LOOKAHEAD = 1  # frames; at 2 a note's player is told no better on valid
 FEW_EVERY = 3  # performances for the voice memory, one is by a few players: who is alone must be heard too
 CALIBRATION_MIXTURES = 24
 FEWEST_PERFORMANCES = 10  # of a validation set that still says something
-RUN_FILE, POINTER_FILE = "run.json", "pointer.pt"
+RUN_FILE, POINTER_FILE, AFFINITY_FILE = "run.json", "pointer.pt", "affinity.pt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
         rate = LEARNING_RATES.get(args.size, FitConfig.learning_rate)
         config = FitConfig(args.hours, learning_rate=rate, seed=args.seed).for_device(device)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
-        voters, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
+        voters, affinity, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from {out}", file=sys.stderr)
         return 130
     torch.save([voter.state_dict() for voter in voters], out / POINTER_FILE)
+    torch.save(affinity.state_dict() if affinity else None, out / AFFINITY_FILE)
     record = {
         "command": command(args),
         **sounds.record(),
@@ -120,19 +122,21 @@ def command(args: argparse.Namespace) -> str:
 
 def fit_voices(
     network: LiveNetwork, caches: dict[str, StemCache], performances: int, seed: int, device: torch.device
-) -> tuple[list[PointerNetwork], tuple[Thresholds, ...]]:
-    """What follows the network and depends on it: thresholds on held-out mixtures, then the pointer's voters."""
+) -> tuple[list[PointerNetwork], AffinityNetwork | None, tuple[Thresholds, ...]]:
+    """What follows the network and depends on it: thresholds on held-out mixtures, affinity, the pointer's voters."""
     network.to(device)
     front_end = FrontEnd().to(device)
     held_out = mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2)
     thresholds = calibrate(hear(network, front_end, held_out, device))
     if not network.config.tells_players:
-        return [], thresholds
+        return [], None, thresholds
     heard = [
         hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
         for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
     ]
-    return fit_pointer(*heard, max_voices=network.config.max_voices, seed=seed), thresholds
+    affinity = fit_affinity(heard[0], network.config.max_voices, seed)
+    voters = fit_pointer(*heard, network.config.max_voices, as_affinity(affinity), seed)
+    return voters, affinity, thresholds
 
 
 def export_run(run: Path, path: Path) -> None:
@@ -145,6 +149,10 @@ def export_run(run: Path, path: Path) -> None:
         for state in torch.load(run / POINTER_FILE, map_location="cpu", weights_only=True):
             voters.append(PointerNetwork())
             voters[-1].load_state_dict(state)
+        affinity, state = None, torch.load(run / AFFINITY_FILE, map_location="cpu", weights_only=True)
+        if state is not None:
+            affinity = AffinityNetwork()
+            affinity.load_state_dict(state)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
@@ -152,7 +160,7 @@ def export_run(run: Path, path: Path) -> None:
         raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes its pointer anew") from error
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
-    export(path, network, voters, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
+    export(path, network, voters, affinity, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
 
 
 def mixtures(cache: StemCache, count: int, seed: int, few_every: int | None = None) -> Iterator[Mixture]:

@@ -1,0 +1,147 @@
+"""Whether two remembered notes are one player's, and the groups that follow for all of them.
+
+A small perceptron looks at every pair of notes: how alike they sound, how alike they are to all the others, and how
+they lie in pitch and time. Groups join as long as their notes, on average over all pairs, are rather one player's.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+EMBEDDING_FRAMES = 32  # a note's embedding is the mean over at most its first second
+CHORD_FRAMES = 4  # notes this close together begin as one chord, or follow each other legato
+LEGATO_BEFORE = 10  # frames by which a note may have ended before the one that carries on its line
+OVERLAP_FRAMES = 3  # more than legato playing makes
+NEAR_PITCHES = 3.0  # semitones over which "near in pitch" falls off: timbre changes with register
+NEIGHBOUR_WIDTH = 0.1  # of cosine, within which a note counts as a neighbour
+PAIR_FEATURES = 22
+LAYERS = (0, 2, 4)  # of a perceptron, among its activations, as training names them
+MOST_CERTAIN = 6.0  # log odds: no single pair decides
+JOIN_ABOVE = -0.5  # mean log odds: groups join a little too readily rather than too seldom
+
+
+class Notes(NamedTuple):
+    """N notes. unit (N, D) embeddings of length 1; pitch rows; start and end frames, end infinite while one sounds;
+    frames (N,) of embedding heard."""
+
+    unit: np.ndarray
+    pitch: np.ndarray
+    start: np.ndarray
+    end: np.ndarray
+    frames: np.ndarray
+
+
+def pair_features(notes: Notes, now: int) -> np.ndarray:
+    """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2; ``now`` is the frame up to which notes sound."""
+    n = len(notes.pitch)
+    itself = np.eye(n, dtype=bool)
+    cosine = notes.unit @ notes.unit.T
+    others = cosine[~itself].reshape(n, n - 1)
+    centred = cosine - others.mean(1)[:, None]
+    standard = centred / (others.std(1)[:, None] + 0.05)
+    rank = np.argsort(np.argsort(cosine, 1), 1) / (n - 1)
+    length = np.sqrt(np.square(centred).sum(1)) + 1e-6
+    alike_to_all = centred @ centred.T / np.outer(length, length)
+    neighbours = np.exp((cosine - 1.0) / NEIGHBOUR_WIDTH)
+    neighbours = np.sqrt(neighbours / neighbours.sum(1, keepdims=True))
+
+    pitch, start = notes.pitch.astype(np.float32), notes.start.astype(np.float32)
+    end = np.minimum(notes.end, now + 1).astype(np.float32)
+    distance = np.abs(pitch[:, None] - pitch)
+    apart = np.abs(start[:, None] - start)
+    overlap = np.minimum(end[:, None], end) - np.maximum(start[:, None], start)
+    together = overlap > OVERLAP_FRAMES
+    # Lines: of the notes that end where a note begins, the nearest in pitch; and the same seen from their side.
+    since = start[:, None] - end
+    follows = (since >= -CHORD_FRAMES) & (since <= LEGATO_BEFORE) & (start[:, None] - start > CHORD_FRAMES / 2)
+    step = np.where(follows, distance, np.inf)
+    carries_on = follows & (step == step.min(1)[:, None])
+    carried_on = follows & (step == step.min(0))
+    heard = np.log2(np.maximum(notes.frames, 1)) / np.log2(EMBEDDING_FRAMES)
+    everywhere = np.ones((n, n))
+    features = (
+        cosine,
+        (standard + standard.T) / 2,
+        np.minimum(rank, rank.T),
+        np.maximum(rank, rank.T),
+        alike_to_all,
+        3.0 * neighbours @ neighbours.T,
+        distance / 12,
+        np.exp(-distance / NEAR_PITCHES),
+        distance % 12 == 0,
+        distance == 0,
+        np.log1p(np.maximum(-overlap, 0.0)) / 4,
+        together,
+        apart <= CHORD_FRAMES,
+        np.minimum(heard[:, None], heard),
+        np.maximum(heard[:, None], heard),
+        _either(carries_on | carried_on),
+        _either(carries_on & carried_on),
+        everywhere * others.mean(),
+        everywhere * others.std(),
+        everywhere * np.log2(n) / 7,
+        everywhere * 4.0 * together.mean(),
+        np.log1p(apart) / 5,
+    )
+    return np.stack([np.asarray(f, np.float32) for f in features], -1)
+
+
+def _either(relation: np.ndarray) -> np.ndarray:
+    return relation | relation.T
+
+
+def layers(weights: Mapping[str, np.ndarray], prefix: str = "") -> list[tuple[np.ndarray, np.ndarray]]:
+    """Weight and bias of a perceptron's layers from arrays by name; ValueError if one is missing."""
+    names = [[f"{prefix}{layer}.{kind}" for kind in ("weight", "bias")] for layer in LAYERS]
+    missing = [name for pair in names for name in pair if name not in weights]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} missing")
+    return [tuple(np.asarray(weights[name], np.float32) for name in pair) for pair in names]
+
+
+def perceptron(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
+    """(weight (out, in), bias (out,)) of each layer, ReLU between them: (..., n_in) -> (...,), the one output."""
+    for number, (weight, bias) in enumerate(layers):
+        x = x @ weight.T + bias
+        if number < len(layers) - 1:
+            x = np.maximum(x, 0.0)
+    return x[..., 0]
+
+
+class Affinity:
+    """The learned log odds that two notes are one player's. weights : arrays by name, "0.weight" .. "4.bias"."""
+
+    def __init__(self, weights: dict[str, np.ndarray]):
+        self._layers = layers(weights)
+
+    def __call__(self, notes: Notes, now: int) -> np.ndarray:
+        """(N, N), symmetric, at most MOST_CERTAIN either way; the diagonal means nothing."""
+        n = len(notes.pitch)
+        rows, columns = np.triu_indices(n, 1)
+        odds = np.zeros((n, n))
+        pairs = perceptron(self._layers, pair_features(notes, now)[rows, columns])
+        odds[rows, columns] = odds[columns, rows] = np.clip(pairs, -MOST_CERTAIN, MOST_CERTAIN)
+        return odds
+
+
+def groups(odds: np.ndarray, at_most: int, join_above: float = JOIN_ABOVE) -> np.ndarray:
+    """Agglomerative clustering by average linkage: (N, N) log odds -> (N,) numbers of groups, 0, 1 ... from the first
+    note's on. Groups join while there are more than ``at_most``, or two whose mean is above ``join_above``."""
+    n = len(odds)
+    mean = odds.astype(np.float64)
+    np.fill_diagonal(mean, -np.inf)
+    size = np.ones(n)
+    group = np.arange(n)
+    left = n
+    while left > 1:
+        a, b = sorted(np.unravel_index(np.argmax(mean), mean.shape))
+        if mean[a, b] <= join_above and left <= at_most:
+            break
+        joined = (size[a] * mean[a] + size[b] * mean[b]) / (size[a] + size[b])
+        mean[a] = mean[:, a] = joined
+        mean[b] = mean[:, b] = mean[a, a] = -np.inf
+        size[a] += size[b]
+        group[group == b] = a
+        left -= 1
+    return np.unique(group, return_inverse=True)[1]
