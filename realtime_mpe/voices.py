@@ -6,7 +6,7 @@ Nobody says how many players there are. A note stays on the voice that it was se
 
 The memory may think better of it: a moment later it knows more of the note and of the others, so every now and then all
 remembered notes are grouped anew, and each group becomes the voice on which most of its notes were sent. A mistake
-costs one note then, and not all that follow it.
+costs a few notes then, and not all that follow it.
 
 This is the associative timbre memory of timbre-adaptive transcription, worked at the level of notes. Training runs
 this very class and learns pointer and affinity from what it meets, on its own mistakes.
@@ -24,6 +24,8 @@ MEMORY = 128  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
 HISTORY_HOPS = MAX_LOOKAHEAD + 4  # embeddings kept for a note that is found a little after it began
 ORDER_EVERY = ((24, 6), (64, 12), (MEMORY + 1, 24))  # up to so many notes, hops between two groupings
+
+SMALLEST_GROUP = 4  # notes; fewer are no player of their own, and stay where they were sent
 
 VOICE_FEATURES = 24  # a voice
 BEST, NEAR, BUSY = 1, 2, 15  # the features that the situation is summed up from
@@ -134,18 +136,19 @@ class VoiceMemory:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
         n = self._n
         group = groups(self._affinity(self.notes(), self._hop), self.max_voices)
-        claims = np.zeros((group.max() + 1, self.max_voices))
+        small = np.bincount(group) < SMALLEST_GROUP
+        claims = np.zeros((len(small), self.max_voices))
         np.add.at(claims, (group, self._sent[:n]), 1.0)
-        voice = np.full(len(claims), -1)
-        for _ in voice:
+        claims[small] = 0.0
+        voice = np.full(len(small), -1)
+        while claims.max() > 0:
             best, its = np.unravel_index(np.argmax(claims), claims.shape)
-            if claims[best, its] <= 0:
-                break
             voice[best] = its
-            claims[best] = claims[:, its] = -1.0
+            claims[best] = claims[:, its] = 0.0
+        nameless = (voice < 0) & ~small
         free = [v for v in self._newest_last() if v not in voice]
-        voice[voice < 0] = free[: (voice < 0).sum()]
-        self._voice[:n] = voice[group]
+        voice[nameless] = free[: nameless.sum()]
+        self._voice[:n] = np.where(small[group], self._sent[:n], voice[group])
 
     def _newest_last(self) -> list[int]:
         """All voices, those on which nothing was ever sent first."""
