@@ -58,10 +58,11 @@ class WatchedMemory(StudiedMemory):
         begun = self._turns - self._looked
         self._looked = self._turns
         super().hear(embedding)
-        if begun and self._n > 1 and self._looks.random() < LOOKS:
-            self._look(begun)
+        if begun and self._looks.random() < LOOKS:
+            self.look(begun)
 
-    def _look(self, begun: int) -> None:
+    def look(self, begun: int = 0) -> None:
+        """Draw PAIRS of the remembered notes, ``begun`` of which have only just begun."""
         # Of ghosts nobody knows whose they are; of unisons it is both.
         player = np.array([next(iter(o)) if len(o) == 1 else -1 for o in self.owners()])
         rows, columns = np.triu_indices(self._n, 1)
@@ -80,6 +81,8 @@ def fit_affinity(
 ) -> AffinityNetwork:
     """UserError if no two notes are heard whose players are known."""
     watched = [study(performance, WatchedMemory(max_voices, seed + k)) for k, performance in enumerate(train)]
+    for memory in watched:
+        memory.look()  # at least once
     pairs = [pair for memory in watched for pair in memory.pairs]
     if not pairs:
         raise UserError("the network detects too few notes to learn players from; train it for more --hours")
