@@ -146,12 +146,12 @@ class VoiceMemory:
             voice[best] = its
             claims[best] = claims[:, its] = 0.0
         nameless = (voice < 0) & ~small
-        free = [v for v in self._newest_last() if v not in voice]
+        free = [v for v in self._unused_first() if v not in voice]
         voice[nameless] = free[: nameless.sum()]
         self._voice[:n] = np.where(small[group], self._sent[:n], voice[group])
 
-    def _newest_last(self) -> list[int]:
-        """All voices, those on which nothing was ever sent first."""
+    def _unused_first(self) -> list[int]:
+        """All voices, those on which nothing was sent yet first."""
         return sorted(range(self.max_voices), key=lambda v: (v in self._ever, v))
 
     def _row(self, turn: int) -> int | None:
@@ -189,7 +189,7 @@ class VoiceMemory:
     def _make_room(self, present: list[int]) -> int:
         """A voice for a new player. If all are taken, the one that has rested longest is forgotten: a memory that never
         forgets fills up with strangers."""
-        free = [v for v in self._newest_last() if v not in present and v not in self._sounding_voices()]
+        free = [v for v in self._unused_first() if v not in present and v not in self._sounding_voices()]
         if free:
             return free[0]
         rested = [v for v in present if v not in self._sounding_voices()]
