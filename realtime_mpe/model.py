@@ -12,11 +12,11 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from .affinity import Affinity
+from .affinity import Affinity, Notes
 from .analysis import MAX_LOOKAHEAD, AnalysisConfig
 from .errors import UserError
 from .notes import Thresholds
-from .voices import Pointer, SlotVoices, VoiceMemory, Voter
+from .voices import NEW_FEATURES, VOICE_FEATURES, Pointer, SlotVoices, VoiceMemory, Voter
 
 DEFAULT_MODEL = "default"
 MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
@@ -212,6 +212,9 @@ class OnnxModel:
             weights = dict(zip(names, self._session.run(names, silence), strict=True)) if self.tells_players else {}
             self.pointer = read_pointer(weights) if self.tells_players else None
             self.affinity = read_affinity(weights) if self.tells_players else None
+            if self.tells_players:  # what does not fit fails here, and not with the first notes
+                self.pointer(np.zeros((1, VOICE_FEATURES), np.float32), np.zeros(NEW_FEATURES, np.float32))
+                self.affinity(Notes(np.zeros((2, 1)), *np.zeros((4, 2))), 0)
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error

@@ -10,6 +10,7 @@ from made_up import notes
 from realtime_mpe.affinity import pair_features
 from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
+from realtime_mpe.errors import UserError
 from realtime_mpe.model import OnnxModel, open_session
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.training import export as export_module
@@ -118,6 +119,14 @@ def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, t
     with pytest.raises(ValueError, match=f"differs from torch by {differences[-1]:.1e}"):
         export(tmp_path / "m.onnx", network, [PointerNetwork()], AffinityNetwork(), 1, (Thresholds(),) * 5, {})
     assert not list(tmp_path.iterdir())
+
+
+def test_weights_of_another_shape_are_refused_when_the_file_is_read(network, tmp_path, monkeypatch):
+    whole = AffinityNetwork().weights()
+    affinity = AffinityNetwork()
+    monkeypatch.setattr(affinity, "weights", lambda: whole | {"0.weight": whole["0.weight"][:, :5]})
+    with pytest.raises(UserError, match="does not fit its metadata"):
+        export(tmp_path / "m.onnx", network, [PointerNetwork()], affinity, 1, (Thresholds(),) * 5, {})
 
 
 def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
