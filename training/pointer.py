@@ -139,13 +139,12 @@ class StudiedMemory(VoiceMemory):
 
     def _give(self, note: NewNote, choice: int, frame: int) -> int:
         players = self.players[note.pitch]
-        features, new = self.features(note, frame)
-        # A ghost is nobody's, and may go anywhere but open a voice.
-        right = sorted({self._home(player) for player in players} or range(len(features)))
-        if right:
+        if players:
+            features, new = self.features(note, frame)
+            right = sorted({self._home(player) for player in players})
             self.decisions.append((features, new, right))
             possible = right[0] < len(features) or len(self._sounding_voices()) < self.max_voices
-            if possible and choice not in right and self._rng.random() < self.follow_truth:
+            if possible and self._rng.random() < self.follow_truth:
                 choice = right[0]
         voice = super()._give(note, choice, frame)
         self.given.append((players, voice))
