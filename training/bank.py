@@ -13,7 +13,7 @@ from torch import Tensor
 from realtime_mpe.analysis import HOP, SAMPLERATE
 from realtime_mpe.errors import UserError
 
-from .effects import COLOUR_DB, COLOUR_FROM, COLOUR_TAPS, COLOUR_WAVES
+from .effects import COLOUR_DB, COLOUR_FROM, COLOUR_TAPS, COLOUR_WAVES, NOISE_SHARES
 from .mixing import (
     COLOUR_PROBABILITY,
     DISTRACTOR_PROBABILITY,
@@ -210,7 +210,7 @@ def set_level(audio: Tensor) -> Tensor:
 
 def background(n_rows: int, n: int, device: torch.device) -> Tensor:
     """`effects.background` for rows: (B, n) of RMS 1, hiss, pink noise, rumble and mains hum in random shares."""
-    shares = torch.distributions.Dirichlet(torch.tensor([0.5, 1.0, 0.5, 0.25], device=device)).sample((n_rows,))
+    shares = torch.distributions.Dirichlet(torch.tensor(NOISE_SHARES, device=device)).sample((n_rows,))
     frequency = torch.fft.rfftfreq(n, 1 / SAMPLERATE, device=device).clamp(min=20.0)
     power = torch.stack([frequency**-exponent for exponent in (0.0, 1.0, 2.0)])
     power = shares[:, :3] @ (power / power.mean(1, keepdim=True))

@@ -12,6 +12,7 @@ from realtime_mpe.analysis import SAMPLERATE
 
 COLOUR_DB, COLOUR_WAVES, COLOUR_FROM = 5.0, 8, 60.0  # RMS of the gain, its half waves over the range, Hz
 COLOUR_TAPS = 4096  # of the filter, a quarter of a second
+NOISE_SHARES = 0.5, 1.0, 0.5, 0.25  # Dirichlet weights of hiss, pink noise, rumble and mains hum in a background
 PEAK_LIMIT = 0.98  # full scale is 1; the rest is head room for file formats
 
 
@@ -209,7 +210,7 @@ def background(n: int, rng: np.random.Generator) -> np.ndarray:
     for harmonic in range(1, int(rng.integers(2, 9))):
         hum += rng.uniform(0, 1) / harmonic * np.sin(2 * np.pi * (mains * harmonic * t + rng.uniform()))
     parts = [_coloured(n, exponent, rng) for exponent in (0.0, 1.0, 2.0)] + [hum]
-    shares = rng.dirichlet([0.5, 1.0, 0.5, 0.25])
+    shares = rng.dirichlet(NOISE_SHARES)
     out = np.zeros(n)
     for share, part in zip(shares, parts, strict=True):
         rms = np.sqrt(np.mean(part**2))

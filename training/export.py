@@ -232,19 +232,23 @@ def write_onnx(
         model = onnx.load(str(partial))
         change(model)
         onnx.helper.set_model_props(model, metadata)
-        for tolerance in (TOLERANCE, HALF_TOLERANCE) if half else (TOLERANCE,):
-            if tolerance == HALF_TOLERANCE:
-                halve(model)
-            onnx.checker.check_model(model)
-            onnx.save(model, str(partial))
-            largest = difference(partial)
-            if largest > tolerance:
-                raise ValueError(
-                    f"the export differs from torch by {largest:.1e}, more than {tolerance:.0e}; not written"
-                )
+        save_checked(model, partial, difference, TOLERANCE)
+        if half:
+            halve(model)
+            save_checked(model, partial, difference, HALF_TOLERANCE)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def save_checked(model, path: Path, difference: Callable[[Path], float], tolerance: float) -> None:
+    import onnx
+
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    largest = difference(path)
+    if largest > tolerance:
+        raise ValueError(f"the export differs from torch by {largest:.1e}, more than {tolerance:.0e}; not written")
 
 
 def halve(model) -> None:

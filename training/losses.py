@@ -1,4 +1,4 @@
-"""What the live network is trained on. Each function returns one scalar; `train.py` weighs and adds them."""
+"""What the live network is trained on. Each function returns one scalar; `fit.py` weighs and adds them."""
 
 import torch
 import torch.nn.functional as F

@@ -163,7 +163,7 @@ class VirtualPortSink(_PortSink):
             if opened is None:
                 try:
                     if label == "winmm":
-                        raise NotImplementedError("Windows has no virtual ports")
+                        raise OSError("Windows has no virtual ports")
                     out.open_virtual_port(name)
                     opened = label, out
                     continue
