@@ -1,7 +1,7 @@
-"""Whether two remembered notes are one player's, and the groups that follow for all of them.
+"""Whether two remembered notes are one player's.
 
 A small perceptron looks at every pair of notes: how alike they sound, how alike they are to all the others, and how
-they lie in pitch and time. Groups join as long as their notes, on average over all pairs, are rather one player's.
+they lie in pitch and time.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,9 +16,9 @@ OVERLAP_FRAMES = 3  # more than legato playing makes
 NEAR_PITCHES = 3.0  # semitones over which "near in pitch" falls off: timbre changes with register
 NEIGHBOUR_WIDTH = 0.1  # of cosine, within which a note counts as a neighbour
 PAIR_FEATURES = 22
+TOGETHER = 11  # the feature that two notes sound at one time
 LAYERS = (0, 2, 4)  # of a perceptron, among its activations, as training names them
 MOST_CERTAIN = 6.0  # log odds: no single pair decides
-JOIN_ABOVE = -0.5  # mean log odds: groups join a little too readily rather than too seldom
 
 
 class Notes(NamedTuple):
@@ -110,38 +110,19 @@ def perceptron(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -
 
 
 class Affinity:
-    """The learned log odds that two notes are one player's. weights : arrays by name, "0.weight" .. "4.bias"."""
+    """The learned log odds that two notes are one player's.
 
-    def __init__(self, weights: dict[str, np.ndarray]):
-        self._layers = layers(weights)
+    weights : arrays by name, prefix + "0.weight" .. "4.bias"; ValueError if one is missing.
+    """
 
-    def __call__(self, notes: Notes, now: int) -> np.ndarray:
-        """(N, N), symmetric, at most MOST_CERTAIN either way; the diagonal means nothing."""
-        n = len(notes.pitch)
+    def __init__(self, weights: Mapping[str, np.ndarray], prefix: str = ""):
+        self._layers = layers(weights, prefix)
+
+    def __call__(self, features: np.ndarray) -> np.ndarray:
+        """(N, N, PAIR_FEATURES) -> (N, N), symmetric, at most MOST_CERTAIN either way; the diagonal means nothing."""
+        n = len(features)
         rows, columns = np.triu_indices(n, 1)
         odds = np.zeros((n, n))
-        pairs = perceptron(self._layers, pair_features(notes, now)[rows, columns])
+        pairs = perceptron(self._layers, features[rows, columns])
         odds[rows, columns] = odds[columns, rows] = np.clip(pairs, -MOST_CERTAIN, MOST_CERTAIN)
         return odds
-
-
-def groups(odds: np.ndarray, at_most: int, join_above: float = JOIN_ABOVE) -> np.ndarray:
-    """Agglomerative clustering by average linkage: (N, N) log odds -> (N,) numbers of groups, 0, 1 ... from the first
-    note's on. Groups join while there are more than ``at_most``, or two whose mean is above ``join_above``."""
-    n = len(odds)
-    mean = odds.astype(np.float64)
-    np.fill_diagonal(mean, -np.inf)
-    size = np.ones(n)
-    group = np.arange(n)
-    left = n
-    while left > 1:
-        a, b = sorted(np.unravel_index(np.argmax(mean), mean.shape))
-        if mean[a, b] <= join_above and left <= at_most:
-            break
-        joined = (size[a] * mean[a] + size[b] * mean[b]) / (size[a] + size[b])
-        mean[a] = mean[:, a] = joined
-        mean[b] = mean[:, b] = mean[a, a] = -np.inf
-        size[a] += size[b]
-        group[group == b] = a
-        left -= 1
-    return np.unique(group, return_inverse=True)[1]

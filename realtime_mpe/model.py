@@ -12,16 +12,17 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from .affinity import Affinity, Notes
+from .affinity import PAIR_FEATURES
 from .analysis import MAX_LOOKAHEAD, AnalysisConfig
 from .errors import UserError
+from .grouping import JOIN_FEATURES, Grouping
 from .notes import Thresholds
 from .voices import NEW_FEATURES, VOICE_FEATURES, Pointer, SlotVoices, VoiceMemory, Voter
 
 DEFAULT_MODEL = "default"
 MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
 POINTER_PREFIX = "pointer."
-AFFINITY_PREFIX = "affinity."
+GROUPING_PREFIX = "grouping."
 STATE_PREFIX = "state."
 
 
@@ -178,10 +179,10 @@ def read_pointer(outputs: dict[str, np.ndarray]) -> Pointer:
     return Pointer([Voter(weights) for weights in voters.values()])
 
 
-def read_affinity(outputs: dict[str, np.ndarray]) -> Affinity:
-    """From the outputs "affinity.<weight>" of a model file; ValueError if some are missing."""
-    own = {name.removeprefix(AFFINITY_PREFIX): w for name, w in outputs.items() if name.startswith(AFFINITY_PREFIX)}
-    return Affinity(own)
+def read_grouping(outputs: dict[str, np.ndarray]) -> Grouping:
+    """From the outputs "grouping.<weight>" of a model file; ValueError if some are missing."""
+    own = {name.removeprefix(GROUPING_PREFIX): w for name, w in outputs.items() if name.startswith(GROUPING_PREFIX)}
+    return Grouping(own)
 
 
 class OnnxModel:
@@ -205,23 +206,24 @@ class OnnxModel:
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
         self._n_bins = self.info.analysis.n_bins
-        names = [name for name in outputs if name.startswith((POINTER_PREFIX, AFFINITY_PREFIX))]
+        names = [name for name in outputs if name.startswith((POINTER_PREFIX, GROUPING_PREFIX))]
         try:
             self.reset()
             silence = self._feed(np.zeros(self._n_bins, np.float32))
             weights = dict(zip(names, self._session.run(names, silence), strict=True)) if self.tells_players else {}
             self.pointer = read_pointer(weights) if self.tells_players else None
-            self.affinity = read_affinity(weights) if self.tells_players else None
+            self.grouping = read_grouping(weights) if self.tells_players else None
             if self.tells_players:  # what does not fit fails here, and not with the first notes
                 self.pointer(np.zeros((1, VOICE_FEATURES), np.float32), np.zeros(NEW_FEATURES, np.float32))
-                self.affinity(Notes(np.zeros((2, 1)), *np.zeros((4, 2))), 0)
+                self.grouping.affinity(np.zeros((2, 2, PAIR_FEATURES), np.float32))
+                self.grouping.join_odds(np.zeros((1, JOIN_FEATURES), np.float32))
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
 
     def voices(self) -> VoiceMemory | SlotVoices:
         """Who gives the notes to players; without a pointer all notes are one voice's."""
-        return VoiceMemory(self.pointer, self.info.voices, self.affinity) if self.pointer else SlotVoices(1)
+        return VoiceMemory(self.pointer, self.info.voices, self.grouping) if self.pointer else SlotVoices(1)
 
     def reset(self) -> None:
         """As if only silence had been heard."""

@@ -1,4 +1,4 @@
-"""Whose note is it: an online memory of voices with a learned pointer, put in order by learned affinities.
+"""Whose note is it: an online memory of voices with a learned pointer, put in order by learned grouping.
 
 Every note gets the mean embedding of its first frames. For a new note the pointer scores every voice, and "a player
 not heard before", from timbre, pitch and time of the voice's last notes; the surest note of a chord is given out first.
@@ -9,7 +9,7 @@ remembered notes are grouped anew, and each group becomes the voice on which mos
 costs a few notes then, and not all that follow it.
 
 This is the associative timbre memory of timbre-adaptive transcription, worked at the level of notes. Training runs
-this very class and learns pointer and affinity from what it meets, on its own mistakes.
+this very class and learns pointer and grouping from what it meets, on its own mistakes.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, NEAR_PITCHES, Affinity, Notes, groups, layers, perceptron
+from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, NEAR_PITCHES, Notes, layers, perceptron
 from .analysis import MAX_LOOKAHEAD
+from .grouping import Grouping
 
 MEMORY = 128  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
@@ -46,7 +47,7 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class VoiceMemory:
-    """Voices of one performance. ``max_voices`` bounds how many are told apart; without ``affinity`` the memory never
+    """Voices of one performance. ``max_voices`` bounds how many are told apart; without ``grouping`` the memory never
     thinks better of a choice.
 
     The memory is a list of at most MEMORY notes in the order they began. A note that sounds has an infinite end, so
@@ -55,10 +56,10 @@ class VoiceMemory:
 
     latency = 0
 
-    def __init__(self, scorer: Scorer, max_voices: int, affinity: Affinity | None = None):
+    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None):
         self.max_voices = max_voices
         self._scorer = scorer
-        self._affinity = affinity
+        self._grouping = grouping
         self.reset()
 
     def reset(self) -> None:
@@ -118,7 +119,7 @@ class VoiceMemory:
                 self._learn(row, embedding[pitch], 1)
         hop, turn = self._ordered
         every = next(hops for notes, hops in ORDER_EVERY if self._n < notes)
-        if self._affinity is not None and self._n >= 2 and self._turns > turn and self._hop - hop >= every:
+        if self._grouping is not None and self._n >= 2 and self._turns > turn and self._hop - hop >= every:
             self._order()
             self._ordered = self._hop, self._turns
         self._hop += 1
@@ -135,7 +136,7 @@ class VoiceMemory:
     def _order(self) -> None:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
         n = self._n
-        group = groups(self._affinity(self.notes(), self._hop), self.max_voices)
+        group = self._grouping(self.notes(), self._hop, self.max_voices)
         small = np.bincount(group) < SMALLEST_GROUP
         claims = np.zeros((len(small), self.max_voices))
         np.add.at(claims, (group, self._sent[:n]), 1.0)

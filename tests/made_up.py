@@ -1,4 +1,4 @@
-"""Made-up players for the tests of voices, pointer and affinity: notes with timbres, without a sound or a network."""
+"""Made-up players for the tests of voices, pointer and grouping: notes with timbres, without a sound or a network."""
 
 import numpy as np
 

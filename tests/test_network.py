@@ -11,12 +11,13 @@ from realtime_mpe.affinity import pair_features
 from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.errors import UserError
+from realtime_mpe.grouping import JOIN_FEATURES
 from realtime_mpe.model import OnnxModel, open_session
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.training import export as export_module
-from realtime_mpe.training.affinity import AffinityNetwork
 from realtime_mpe.training.export import export, export_timbre, largest_difference
 from realtime_mpe.training.frontend import FrontEnd
+from realtime_mpe.training.grouping import GroupingNetwork
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
 from realtime_mpe.training.pointer import PointerNetwork
 from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
@@ -88,10 +89,10 @@ HALF = 5e-3  # what half precision of the weights leaves of an output of order o
 
 
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
-    voters, affinity = [PointerNetwork().eval() for _ in range(2)], AffinityNetwork().eval()
+    voters, grouping = [PointerNetwork().eval() for _ in range(2)], GroupingNetwork().eval()
     thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
     path = tmp_path / "m.onnx"
-    export(path, network, voters, affinity, 2, thresholds, {"hours": 1.5})
+    export(path, network, voters, grouping, 2, thresholds, {"hours": 1.5})
     model = OnnxModel(str(path))
     assert largest_difference(network, model) < HALF
     assert path.stat().st_size < 2.5 * model.info.parameters + 60_000  # bytes: the weights take two each
@@ -104,11 +105,13 @@ def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
         empty = [v(torch.zeros(1, 3, 24), situation, torch.zeros(1, 3).bool())[0, 3:] for v in voters]
     for got, votes in ((model.pointer(features, new), full), (model.pointer(features[:0], new), empty)):
         np.testing.assert_allclose(got, torch.stack(votes).log_softmax(1).mean(0).numpy(), atol=HALF)
-    sounds = notes(np.random.default_rng(2))
+    pairs = pair_features(notes(np.random.default_rng(2)), 90)
+    groups = np.random.default_rng(3).normal(size=(7, JOIN_FEATURES)).astype(np.float32)
     with torch.no_grad():
-        odds = affinity(torch.from_numpy(pair_features(sounds, 90))).numpy()
+        odds, joins = (net(torch.from_numpy(x)).numpy() for net, x in ((grouping.pair, pairs), (grouping.join, groups)))
     apart = ~np.eye(len(odds), dtype=bool)
-    np.testing.assert_allclose(model.affinity(sounds, 90)[apart], odds[apart], atol=HALF)
+    np.testing.assert_allclose(model.grouping.affinity(pairs)[apart], odds[apart], atol=HALF)
+    np.testing.assert_allclose(model.grouping.join_odds(groups), joins, atol=HALF)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -117,16 +120,17 @@ def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, t
     left = list(differences)
     monkeypatch.setattr(export_module, "largest_difference", lambda *_: left.pop(0))
     with pytest.raises(ValueError, match=f"differs from torch by {differences[-1]:.1e}"):
-        export(tmp_path / "m.onnx", network, [PointerNetwork()], AffinityNetwork(), 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, [PointerNetwork()], GroupingNetwork(), 1, (Thresholds(),) * 5, {})
     assert not list(tmp_path.iterdir())
 
 
-def test_weights_of_another_shape_are_refused_when_the_file_is_read(network, tmp_path, monkeypatch):
-    whole = AffinityNetwork().weights()
-    affinity = AffinityNetwork()
-    monkeypatch.setattr(affinity, "weights", lambda: whole | {"0.weight": whole["0.weight"][:, :5]})
+@pytest.mark.parametrize("layer", ["pair.0.weight", "join.0.weight"])
+def test_weights_of_another_shape_are_refused_when_the_file_is_read(network, tmp_path, monkeypatch, layer):
+    whole = GroupingNetwork().weights()
+    grouping = GroupingNetwork()
+    monkeypatch.setattr(grouping, "weights", lambda: whole | {layer: whole[layer][:, :5]})
     with pytest.raises(UserError, match="does not fit its metadata"):
-        export(tmp_path / "m.onnx", network, [PointerNetwork()], affinity, 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, [PointerNetwork()], grouping, 1, (Thresholds(),) * 5, {})
 
 
 def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
@@ -143,7 +147,7 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
 
 def test_model_reset_equals_a_new_model(network, tmp_path):
     path = tmp_path / "m.onnx"
-    export(path, network, [PointerNetwork()], AffinityNetwork(), 1, (Thresholds(),) * 5, {})
+    export(path, network, [PointerNetwork()], GroupingNetwork(), 1, (Thresholds(),) * 5, {})
     model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, N_LIVE_BINS)).astype(np.float32)
     first = [model.process(frame).mix for frame in frames]
     model.reset()

@@ -265,6 +265,15 @@ def test_the_same_seed_makes_the_same_files_and_another_makes_others(tmp_path, b
     assert not np.array_equal(a["00000.npz"]["notes"], a["00001.npz"]["notes"])
 
 
+def test_twins_are_two_parts_on_one_instrument_in_every_take(tmp_path, band):
+    stems.render(tmp_path, [piece(4)], band, 4, seconds=8.0, takes=2, seed=1, twins=1.0)
+    for path in sorted(tmp_path.glob("*.npz")):
+        arrays = np.load(path)
+        by_part = [set(arrays["instrument"][arrays["part"] == part].tolist()) for part in np.unique(arrays["part"])]
+        shared = [a & b for k, a in enumerate(by_part) for b in by_part[k + 1 :]]
+        assert any(shared), by_part
+
+
 def test_workers_make_the_same_files_as_one_process(tmp_path, band):
     stems.render(tmp_path / "one", None, band, 2, seconds=4.0, seed=2)
     seen = []

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from realtime_mpe.analysis import N_BINS, PAPER, AnalysisConfig
-from realtime_mpe.model import AFFINITY_PREFIX, POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
+from realtime_mpe.model import GROUPING_PREFIX, POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.window_model import DEFAULT_LOOKAHEAD, DEFAULT_STRIDE, WindowInfo
 
-from .affinity import AffinityNetwork
+from .grouping import GroupingNetwork
 from .network import LiveNetwork
 from .pointer import PointerNetwork
 from .predict import TIMBRE_FORMAT
@@ -75,12 +75,12 @@ def export(
     path: Path,
     network: LiveNetwork,
     voters: Sequence[PointerNetwork],
-    affinity: AffinityNetwork | None,
+    grouping: GroupingNetwork | None,
     lookahead: int,
     thresholds: tuple[Thresholds, ...],
     training: dict,
 ) -> None:
-    """Write ``path``; without voters and affinity it tells no players apart.
+    """Write ``path``; without voters and grouping it tells no players apart.
 
     The weights lie in the file in half precision, and are computed with in single. ValueError, and no file, if ONNX
     Runtime fed frame by frame differs from torch by > TOLERANCE before they are halved, or > HALF_TOLERANCE after it.
@@ -92,8 +92,8 @@ def export(
         for number, voter in enumerate(voters)
         for name, weight in voter.weights().items()
     }
-    if affinity is not None:
-        weights |= {f"{AFFINITY_PREFIX}{name}": weight for name, weight in affinity.weights().items()}
+    if grouping is not None:
+        weights |= {f"{GROUPING_PREFIX}{name}": weight for name, weight in grouping.weights().items()}
     network = plain(network)
     frame = torch.zeros(1, 1, AnalysisConfig().n_bins)
     states = network.initial_states(1, frame)

@@ -16,9 +16,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from realtime_mpe.affinity import Affinity
 from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES
 from realtime_mpe.errors import UserError
+from realtime_mpe.grouping import Grouping
 from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
 from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, Scorer, VoiceMemory, Voter
 
@@ -129,8 +129,8 @@ class Decisions:
 class StudiedMemory(VoiceMemory):
     """A voice memory that knows the true players, notes every decision, and can be made to follow the truth."""
 
-    def __init__(self, scorer: Scorer, max_voices: int, affinity: Affinity | None = None, follow_truth: float = 0.0):
-        super().__init__(scorer, max_voices, affinity)
+    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, follow_truth: float = 0.0):
+        super().__init__(scorer, max_voices, grouping)
         self.follow_truth = follow_truth  # share of the decisions, 0..1
         self._rng = np.random.default_rng(0)
         self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this hop, by pitch
@@ -226,7 +226,7 @@ def fit_pointer(
     train: Sequence[Performance],
     validation: Sequence[Performance],
     max_voices: int,
-    affinity: Affinity | None = None,
+    grouping: Grouping | None = None,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> list[PointerNetwork]:
@@ -238,7 +238,7 @@ def fit_pointer(
     for round_number in range(len(FOLLOW_TRUTH)):
         pointer = as_pointer(networks)
         for performance in train:
-            memory = StudiedMemory(pointer, max_voices, affinity, FOLLOW_TRUTH[round_number])
+            memory = StudiedMemory(pointer, max_voices, grouping, FOLLOW_TRUTH[round_number])
             gathered += study(performance, memory).decisions
         if not gathered:
             raise UserError("the network detects no notes yet, so no voices can be learnt; train it for more --hours")
@@ -246,7 +246,7 @@ def fit_pointer(
         for network in networks:
             learn(network, data)
         pointer = as_pointer(networks)
-        memories = [study(performance, StudiedMemory(pointer, max_voices, affinity)) for performance in validation]
+        memories = [study(performance, StudiedMemory(pointer, max_voices, grouping)) for performance in validation]
         share = home_share(memories)
         say(
             f"pointer round {round_number + 1} of {len(FOLLOW_TRUTH)}: {len(gathered)} decisions, "

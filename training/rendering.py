@@ -20,6 +20,7 @@ from .synth import SynthInstrument
 SEGMENT_SECONDS = 24.0
 HELD_OUT = 8  # every eighth instrument and piece is for validation alone
 SYNTH_INSTRUMENTS = 240
+TWINS = 0.4  # of what the voice memory learns from: two of one instrument are told apart by their lines, if at all
 FEWEST_SHARDS = 4  # of a set, so that as many processes can share it
 FEWEST_SEGMENTS = 8  # of a validation set that still says something
 SHARES = {"samples": 0.45, "soundfont": 0.4, "synth": 0.15}  # of the stems: real notes teach most, synths widen
@@ -95,6 +96,7 @@ def render_sets(
             drums=drums,
             progress=lambda done, total, name=name: say(f"stems for {name}: {done} of {total}"),
             seconds=SEGMENT_SECONDS,
+            twins=TWINS if name == "memory" else 0.0,
             seed=seed + 1000 * SETS.index(name),
             workers=workers,
             cluster=cluster,

@@ -171,6 +171,7 @@ class Job:
     takes: int
     seed: int
     register_shift: bool
+    twins: float
 
 
 def render(
@@ -184,6 +185,7 @@ def render(
     seed: int = 0,
     workers: int = 1,
     register_shift: bool = True,
+    twins: float = 0.0,
     weights: Sequence[float] | None = None,
     drums: Drums | None = None,
     cluster: str | None = None,
@@ -192,6 +194,7 @@ def render(
     """Fill `out_dir` with segments 0 .. n_segments - 1; those that are there are kept. Returns how many were made.
 
     scores : None for composed ones only.  takes : instruments that play each part.
+    twins : share of the segments, 0..1, whose cast is an ensemble as in life with two players of one instrument.
     weights : how often each instrument is drawn, above 0; None: every sound source (what is before ":" in the names)
     as often as the others, for a bank of a hundred presets must not drown thirteen recorded instruments.
     drums : plays the percussion of scores that have some, as one more stem without notes.
@@ -216,7 +219,7 @@ def render(
         raise UserError("none of the scores has two parts: give other scores, or none to use composed ones")
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(folder, usable, list(instruments), list(weights), drums, seconds, takes, seed, register_shift)
+    job = Job(folder, usable, list(instruments), list(weights), drums, seconds, takes, seed, register_shift, twins)
     missing = [i for i in range(n_segments) if not segment_path(folder, i).exists()]
     done = n_segments - len(missing)
     with contextlib.ExitStack() as stack:
@@ -361,10 +364,11 @@ def _render_parts(
     lines = [str(rng.choice(["top", "bottom"])) for _ in score.parts]
     shifts = [0] * len(score.parts)
     alike = SAME_INSTRUMENT_PROBABILITY
-    if rng.random() < ENSEMBLE_PROBABILITY:
+    with_twins = job.twins > 0 and rng.random() < job.twins
+    if with_twins or rng.random() < ENSEMBLE_PROBABILITY:
         cast = draw_family([i.name for i in job.instruments], rng)
         job = replace(job, instruments=[job.instruments[k] for k in cast], weights=[job.weights[k] for k in cast])
-        alike = SAME_IN_ENSEMBLE_PROBABILITY
+        alike = 1.0 if with_twins else SAME_IN_ENSEMBLE_PROBABILITY
     elif job.register_shift:
         shifts = [int(rng.choice([-12, 12])) if rng.random() < SHIFT_PROBABILITY else 0 for _ in score.parts]
     twins = set()

@@ -1,6 +1,6 @@
 """``rt-mpe train``: from scores and sounds to a model file.
 
-    stems -> network -> thresholds -> affinity -> pointer -> ONNX file
+    stems -> network -> thresholds -> grouping -> pointer -> ONNX file
 
 Stems and network resume where they stopped; what follows takes minutes and is done anew.
 
@@ -22,11 +22,11 @@ from realtime_mpe.errors import UserError
 from realtime_mpe.notes import Thresholds
 
 from . import rendering, train_recipe
-from .affinity import AffinityNetwork, as_affinity, fit_affinity
 from .calibrate import calibrate, hear
 from .export import export
 from .fit import CHECKPOINT_FILE, FitConfig, fit
 from .frontend import FrontEnd
+from .grouping import GroupingNetwork, as_grouping, fit_grouping
 from .mixing import Mixture, remix
 from .network import LiveNetwork, NetworkConfig
 from .pointer import Performance, PointerNetwork, fit_pointer, perform
@@ -44,7 +44,7 @@ DEFAULT_LOOKAHEAD = 1  # frames; at 2 a note's player is told no better on valid
 FEW_EVERY = 3  # performances for the voice memory, one is by a few players: who is alone must be heard too
 CALIBRATION_MIXTURES = 24
 FEWEST_PERFORMANCES = 10  # of a validation set that still says something
-RUN_FILE, POINTER_FILE, AFFINITY_FILE = "run.json", "pointer.pt", "affinity.pt"
+RUN_FILE, POINTER_FILE, GROUPING_FILE = "run.json", "pointer.pt", "grouping.pt"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,12 +86,12 @@ def run(args: argparse.Namespace) -> int:
         rate = LEARNING_RATES.get(args.size, FitConfig.learning_rate)
         config = FitConfig(args.hours, learning_rate=rate, seed=args.seed).for_device(device)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
-        voters, affinity, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
+        voters, grouping, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from {out}", file=sys.stderr)
         return 130
     torch.save([voter.state_dict() for voter in voters], out / POINTER_FILE)
-    torch.save(affinity.state_dict() if affinity else None, out / AFFINITY_FILE)
+    torch.save(grouping.state_dict() if grouping else None, out / GROUPING_FILE)
     record = {
         "command": command(args),
         **sounds.record(),
@@ -122,8 +122,8 @@ def command(args: argparse.Namespace) -> str:
 
 def fit_voices(
     network: LiveNetwork, caches: dict[str, StemCache], performances: int, seed: int, device: torch.device
-) -> tuple[list[PointerNetwork], AffinityNetwork | None, tuple[Thresholds, ...]]:
-    """What follows the network and depends on it: thresholds on held-out mixtures, affinity, the pointer's voters."""
+) -> tuple[list[PointerNetwork], GroupingNetwork | None, tuple[Thresholds, ...]]:
+    """What follows the network and depends on it: thresholds on held-out mixtures, grouping, the pointer's voters."""
     network.to(device)
     front_end = FrontEnd().to(device)
     held_out = mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2)
@@ -134,9 +134,9 @@ def fit_voices(
         hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
         for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
     ]
-    affinity = fit_affinity(heard[0], network.config.max_voices, seed)
-    voters = fit_pointer(*heard, network.config.max_voices, as_affinity(affinity), seed)
-    return voters, affinity, thresholds
+    grouping = fit_grouping(heard[0], network.config.max_voices, seed)
+    voters = fit_pointer(*heard, network.config.max_voices, as_grouping(grouping), seed)
+    return voters, grouping, thresholds
 
 
 def export_run(run: Path, path: Path) -> None:
@@ -149,10 +149,10 @@ def export_run(run: Path, path: Path) -> None:
         for state in torch.load(run / POINTER_FILE, map_location="cpu", weights_only=True):
             voters.append(PointerNetwork())
             voters[-1].load_state_dict(state)
-        affinity, state = None, torch.load(run / AFFINITY_FILE, map_location="cpu", weights_only=True)
+        grouping, state = None, torch.load(run / GROUPING_FILE, map_location="cpu", weights_only=True)
         if state is not None:
-            affinity = AffinityNetwork()
-            affinity.load_state_dict(state)
+            grouping = GroupingNetwork()
+            grouping.load_state_dict(state)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
@@ -160,7 +160,7 @@ def export_run(run: Path, path: Path) -> None:
         raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes its pointer anew") from error
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
-    export(path, network, voters, affinity, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
+    export(path, network, voters, grouping, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
 
 
 def mixtures(cache: StemCache, count: int, seed: int, few_every: int | None = None) -> Iterator[Mixture]:
