@@ -23,6 +23,23 @@ class Note:
 
 
 @dataclass(frozen=True, slots=True)
+class Bend:
+    """A sounding note's pitch now: ``cents`` off its equal-tempered MIDI pitch (A4 = 440 Hz), about -50..50."""
+
+    note: Note
+    cents: float
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A voice plays another sound from now on. channel : 1..16.  number : General MIDI's, 1..128."""
+
+    voice: int
+    channel: int
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """The engine at one moment.
 

@@ -13,26 +13,36 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from . import bend
 from .analysis import FIRST_MIDI, HOP, MAX_LOOKAHEAD, SAMPLERATE
-from .channels import ChannelMap
+from .channels import ChannelMap, MpeZone
 from .cqt import StreamingCqt
 from .errors import UserError
-from .events import Note, Status
+from .events import Bend, Note, Status
 from .meter import InputMeter
 from .model import OnnxModel
 from .notes import NoteTracker, velocity
 from .resample import Resampler
 from .sinks.base import NoteSink
 from .sinks.group import SinkGroup
+from .source import Block
 from .voices import HISTORY_HOPS
+
+LATENCIES = {"low": 0, "balanced": 1, "accurate": 2}  # look-ahead in frames; later ones make little better
+BEND_SMOOTHING = 0.5  # share of the newest frame
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user turns. lookahead : 0..4 frames, None = the model's own.  sensitivity : 0..1, 0.5 is neutral."""
+    """What the user turns.
+
+    lookahead : 0..4 frames, None = the model's own.  sensitivity : 0..1, 0.5 is neutral.  bend : whether the sinks are
+    told how the pitch of sounding notes moves.
+    """
 
     lookahead: int | None = None
     sensitivity: float = 0.5
+    bend: bool = False
 
     def __post_init__(self) -> None:
         if self.lookahead is not None and not 0 <= self.lookahead <= MAX_LOOKAHEAD:
@@ -51,8 +61,9 @@ class Engine:
         sinks: Sequence[NoteSink],
         settings: Settings | None = None,
         warn: Callable[[str], None] = warnings.warn,
+        channels: ChannelMap | MpeZone | None = None,
     ):
-        settings = settings or Settings()
+        self._settings = settings = settings or Settings()
         info = model.info
         lookahead = info.lookahead if settings.lookahead is None else settings.lookahead
         self._model = model
@@ -62,13 +73,14 @@ class Engine:
         thresholds = info.thresholds[lookahead].shifted(settings.sensitivity)
         self._tracker = NoteTracker(info.analysis.n_pitches, thresholds, lookahead)
         self._voices = model.voices()
-        self._channels = ChannelMap()
+        self._channels = channels or ChannelMap()
         self.sinks = SinkGroup(sinks, warn)
         self.meter = InputMeter()
         self.warn = warn
         self._embeddings = deque(maxlen=HISTORY_HOPS)
         self._levels = deque(maxlen=model.latency + 1)  # frames; the oldest is the one the model speaks of
         self._sounding: dict[int, Note] = {}
+        self._cents: dict[int, float] | None = {} if settings.bend else None  # of sounding notes, by pitch
         self.latencies = {  # samples at 16 kHz, of every stage
             "resampler": self._resampler.latency,
             "front end": self._cqt.latency,
@@ -78,6 +90,7 @@ class Engine:
         self._delay = self._cqt.latency // HOP + model.latency  # frames that come out before label frame 0
         self._hop = -self._delay  # of the label clock, since the start or the last gap
         self._origin = 0  # 16 kHz sample at which hop 0 began
+        self._counted = 0, 0  # 16 kHz sample at which the source got its present rate, and samples until then
         self._hops_before = 0  # the voices' clock never starts again: whole hops before hop 0
         self.lookahead = lookahead
         self.lost = 0  # samples at the source's rate
@@ -100,11 +113,34 @@ class Engine:
     def voices(self) -> int:
         return self._voices.count
 
+    @property
+    def samplerate(self) -> int:
+        """Of the source, Hz."""
+        return self._resampler.samplerate
+
+    def adjust(self, **changes: int | float) -> None:
+        """Set ``lookahead`` or ``sensitivity`` from the next hop on; what sounds goes on. UserError as of Settings."""
+        self._settings = settings = replace(self._settings, **changes)
+        info = self._model.info
+        self.lookahead = info.lookahead if settings.lookahead is None else settings.lookahead
+        self._tracker.latency = self.lookahead
+        self._tracker.thresholds = info.thresholds[self.lookahead].shifted(settings.sensitivity)
+        self.latencies["look-ahead"] = self.lookahead * HOP
+
+    def change_rate(self, samplerate: int) -> None:
+        """The source goes on at another rate: what sounds is ended, and time goes on."""
+        self._skip(0)
+        self._counted = self._origin, self.meter.received + self.lost
+        self._resampler = Resampler(samplerate)
+        self.latencies["resampler"] = self._resampler.latency
+
     def process(self, samples: np.ndarray, lost: int = 0) -> None:
         """A block of mono float32 samples at the source's rate; ``lost`` samples are missing right before it."""
         if lost:
             self._skip(lost)
-        self._frames(self._cqt.process(self._resampler.process(self.meter.process(samples))))
+        samples = self.meter.process(samples)
+        self.sinks.tell("sound", Block(samples, lost), self.samplerate)
+        self._frames(self._cqt.process(self._resampler.process(samples)))
 
     def finish(self) -> None:
         """End of input: decide what the look-ahead still holds, and end every note."""
@@ -140,7 +176,8 @@ class Engine:
         self.lost += lost
         self._frames(self._cqt.process(self._resampler.flush()))
         self._drain() if self._delay else self._end_all()
-        self._origin = round((self.meter.received + self.lost) * SAMPLERATE / self._resampler.samplerate)
+        origin, counted = self._counted
+        self._origin = origin + round((self.meter.received + self.lost - counted) * SAMPLERATE / self.samplerate)
         self._hops_before = self._origin // HOP
         self._hop = -self._delay
         for stage in (self._resampler, self._cqt, self._model, self._tracker):
@@ -172,7 +209,19 @@ class Engine:
                 now = self._hops_before + self._hop - 1
                 for pitch, voice in self._voices.note_ons(starts, np.stack(self._embeddings), now):
                     self._note_on(voice, pitch, begun[pitch].frame, self._levels[0])
+            if self._cents is not None:
+                self._bend(self._levels[0])
             self._voices.hear(posteriors.embedding)
+
+    def _bend(self, frame: np.ndarray) -> None:
+        """Follow the pitch of what sounds, smoothly: one frame may be another player's attack."""
+        for pitch, note in self._sounding.items():
+            found = bend.cents(frame, pitch)
+            if found is None:
+                continue
+            before = self._cents.get(pitch, 0.0)
+            self._cents[pitch] = now = before + BEND_SMOOTHING * (found - before)
+            self.sinks.tell("bend", Bend(note, now))
 
     def _second(self, label_frame: int) -> float:
         """An event is first seen in the frame after it, so half a hop earlier is the best guess."""
@@ -193,6 +242,8 @@ class Engine:
 
     def _note_off(self, pitch: int, label_frame: int) -> None:
         note = self._sounding.pop(pitch)
+        if self._cents is not None:
+            self._cents.pop(pitch, None)
         self._voices.note_off(pitch, self._hops_before + label_frame)
         self._channels.note_off(note.voice, note.midi)
         offset = max(self._second(label_frame), note.onset + HOP / SAMPLERATE / 2)

@@ -150,7 +150,9 @@ def open_session(path: Path):
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would burn the player's core
     options.log_severity_level = 4
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.get_modelmeta().custom_metadata_map  # noqa: B018  fails if it is no text
+        return session
     except Exception as error:  # onnxruntime raises a dozen kinds for a damaged file
         reason = str(error).splitlines()[0][:120]
         raise UserError(f"{path} is no readable ONNX model ({reason}); download or export it again") from error

@@ -16,14 +16,17 @@ from .errors import UserError
 
 BUILT_IN = {
     "source": {
-        "device": "realtime_mpe.source:DeviceSource",
+        "device": "realtime_mpe.capture:Capture",
         "file": "realtime_mpe.source:FileSource",
         "demo": "realtime_mpe.source:DemoSource",
     },
     "sink": {
         "midi": "realtime_mpe.sinks.midi_port:MidiPortSink",
         "virtual": "realtime_mpe.sinks.midi_port:VirtualPortSink",
+        "split": "realtime_mpe.sinks.midi_port:SplitPortsSink",
+        "osc": "realtime_mpe.sinks.osc:OscSink",
         "record": "realtime_mpe.sinks.midi_file:MidiFileSink",
+        "audio": "realtime_mpe.sinks.audio_file:AudioFileSink",
         "json": "realtime_mpe.sinks.json_lines:JsonLinesSink",
         "terminal": "realtime_mpe.sinks.terminal:TerminalSink",
     },

@@ -254,7 +254,7 @@ class DeviceSource(AudioSource):
             raise UserError(f"a block of {blocksize} samples is impossible; give 0 for the device's own choice")
         sounddevice = _import_sounddevice()
         info = _choose_device(device, _all_devices())
-        self.name = info["name"]
+        self.name, self.hostapi, self.label = info["name"], info["hostapi"], _label(info)
         self.samplerate = info["samplerate"] if samplerate is None else samplerate
         self.duration = None
         self.overflows = 0

@@ -18,7 +18,7 @@ import numpy as np
 from .analysis import FIRST_MIDI, FRAME_SECONDS, HOP, N_PITCHES, SAMPLERATE
 from .errors import UserError, tell
 from .events import Note
-from .host import Engine, Settings
+from .host import LATENCIES, Engine, Settings
 from .meter import SILENCE_DB
 from .model import DEFAULT_MODEL, OnnxModel, load_model
 from .sinks.base import NoteSink
@@ -145,12 +145,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """What every command that runs the engine lets the user turn."""
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name of a shipped one, or file (default: %(default)s)")
-    parser.add_argument(
-        "--lookahead", type=int, metavar="0..4", help="frames of 32 ms: later, but surer (default: the model's own)"
+    delay = parser.add_mutually_exclusive_group()
+    delay.add_argument(
+        "--latency", choices=LATENCIES, help="look-ahead 0, 1 or 2: later, but surer (default: balanced)"
     )
+    delay.add_argument("--lookahead", type=int, metavar="0..4", help="in frames of 32 ms (default: the model's own)")
     parser.add_argument(
         "--sensitivity", type=float, default=Settings.sensitivity, metavar="0..1", help="(default: %(default)s)"
     )
+
+
+def engine_settings(args: argparse.Namespace, bend: bool = False) -> Settings:
+    """What `add_engine_arguments` asked for; UserError if it is out of range."""
+    lookahead = args.lookahead if args.latency is None else LATENCIES[args.latency]
+    return Settings(lookahead, args.sensitivity, bend)
 
 
 class Job(NamedTuple):
@@ -160,7 +168,7 @@ class Job(NamedTuple):
 
 
 def run(args: argparse.Namespace) -> int:
-    settings = Settings(args.lookahead, args.sensitivity)
+    settings = engine_settings(args)
     jobs = plan(args.files, args.out, args.posteriorgrams)
     model = load_model(args.model)
     code = 0

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import mido
 import numpy as np
@@ -15,11 +16,7 @@ import soundfile
 
 from realtime_mpe.sinks import midi_file
 
-DEVICES = [
-    {"index": 0, "name": "Mic One", "hostapi": "ALSA", "channels": 2, "samplerate": 48000, "default": True},
-    {"index": 2, "name": "Mic Two", "hostapi": "ALSA", "channels": 1, "samplerate": 44100, "default": False},
-    {"index": 3, "name": "Speaker", "hostapi": "ALSA", "channels": 0, "samplerate": 48000, "default": False},
-]
+FAKES = Path(__file__).parent / "fakes"
 
 
 def refused(ended, *wanted, code=2):
@@ -145,11 +142,14 @@ def test_a_take_is_never_overwritten(rt_mpe, tiny_model, tune_wav, tmp_path):
 
 
 def test_unknown_and_ambiguous_devices(rt_mpe, tiny_model, monkeypatch, tmp_path):
-    monkeypatch.setattr("realtime_mpe.source._import_sounddevice", lambda: None)
-    monkeypatch.setattr("realtime_mpe.source._all_devices", lambda: DEVICES)
+    (tmp_path / "devices").mkdir()
+    for name, facts in (("Mic One", "48000 2"), ("Mic Two", "48000 1"), ("Speakers", "48000 0")):
+        (tmp_path / "devices" / name).write_text(facts)
+    monkeypatch.setenv("FAKE_DEVICES", str(tmp_path / "devices"))
+    monkeypatch.setenv("PYTHONPATH", str(FAKES))
     listen = ["listen", "--record", tmp_path / "take.mid", "--model", tiny_model]
-    refused(rt_mpe(*listen, "-d", "mic"), "'mic'", "0: Mic One", "2: Mic Two")
-    refused(rt_mpe(*listen, "-d", "violin"), "'violin'", "0: Mic One", "2: Mic Two")
+    refused(rt_mpe(*listen, "-d", "mic"), "'mic'", "0: Mic One", "1: Mic Two")
+    refused(rt_mpe(*listen, "-d", "violin"), "'violin'", "0: Mic One", "1: Mic Two")
     refused(rt_mpe(*listen, "--source", "device:7"), "'7'", "0: Mic One")
     refused(rt_mpe(*listen, "-d", "speaker"), "'speaker'", "outputs only")
     refused(rt_mpe(*listen, "-d", "Mic Two", "--channel", "2"), "channel 2", "Mic Two")
@@ -160,6 +160,7 @@ def test_unknown_and_ambiguous_devices(rt_mpe, tiny_model, monkeypatch, tmp_path
 def test_no_portaudio(rt_mpe, tiny_model, monkeypatch, tmp_path):
     (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')")
     monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
     refused(rt_mpe("listen", "--record", tmp_path / "take.mid", "--model", tiny_model), "PortAudio", "apt install")
     ended = rt_mpe("devices")
@@ -183,7 +184,7 @@ def test_no_midi_system(rt_mpe, tiny_model, tune_wav, monkeypatch):
     refused(rt_mpe(*listen, "--midi-port", "Synth"), "'Synth'", reason, "record:take.mid")
     refused(rt_mpe(*listen, "--virtual", "me"), "'me'", reason, "record:take.mid")
     refused(rt_mpe(*listen, "--sink", "midi:Synth", "--midi-api", "jack"), "'jack'", "alsa")
-    refused(rt_mpe(*listen, "--midi-port", "a", "--virtual", "b"), "not allowed with")
+    refused(rt_mpe(*listen, "--split-ports", "me"), "'me 1'", reason)
     ended = rt_mpe("devices")
     assert any(reason in line for line in ended.out)
 

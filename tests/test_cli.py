@@ -478,7 +478,7 @@ def test_a_live_device_gets_a_midi_port_or_says_why_not(rt_mpe, tiny_model, orde
             opened.append(name)
             self.name, self.api = name, "alsa"
 
-    monkeypatch.setattr("realtime_mpe.source.DeviceSource", order.Source)
+    monkeypatch.setattr("realtime_mpe.capture.Capture", order.Source)
     monkeypatch.setattr("realtime_mpe.sinks.midi_port.VirtualPortSink", Port)
     ended = rt_mpe("listen", "--model", tiny_model)
     assert ended.code == 0 and opened == ["rt-mpe"]

@@ -108,16 +108,23 @@ class Stage:
         self.processes = []
 
     def open(self):
-        # -S: the server waits for slow clients, so that a busy machine loses no sound; -t: and does not give them up
-        options = ["--no-realtime", "-S", "-t", 5000, "-d", "dummy", "-r", SAMPLERATE, "-p", PERIOD, "-C", 1, "-P", 2]
         for self.name in SERVER_NAMES:
             self.env = dict(os.environ, JACK_DEFAULT_SERVER=self.name, JACK_NO_START_SERVER="1", PYTHONUNBUFFERED="1",
                             JACK_NO_AUDIO_RESERVATION="1")  # fmt: skip
-            self.server = self.start(self.name, ["jackd", "-n", self.name, *options])
-            if self._begun():
+            if self.open_server():
                 break
         else:
             pytest.fail(f"jackd does not start: {self.server.out}{self.server.err}")
+        self.open_microphone()
+
+    def open_server(self):
+        """Whether it has started."""
+        # -S: the server waits for slow clients, so that a busy machine loses no sound; -t: and does not give them up
+        options = ["--no-realtime", "-S", "-t", 5000, "-d", "dummy", "-r", SAMPLERATE, "-p", PERIOD, "-C", 1, "-P", 2]
+        self.server = self.start(self.name, ["jackd", "-n", self.name, *options])
+        return self._begun()
+
+    def open_microphone(self):
         self.microphone = self.start("microphone", [sys.executable, Path(__file__).resolve()])
         self.microphone.wait_for("ready", CONNECT_SECONDS + 2)
 
@@ -136,10 +143,10 @@ class Stage:
         self.processes.append(process)
         return process
 
-    def listen(self):
+    def listen(self, *more):
         """Start the program and return it once it hears the tones and its MIDI is recorded."""
-        words = ["listen", "-d", MICROPHONE, "--virtual", PORT, "--midi-api", "jack", "--record", "take.mid"]
-        program = self.start("program", [sys.executable, "-m", "realtime_mpe.cli", *words, "--sensitivity", 0.8])
+        words = ["listen", "-d", MICROPHONE, "--virtual", PORT, "--midi-api", "jack", "--record", "take"]
+        program = self.start("program", [sys.executable, "-m", "realtime_mpe.cli", *words, "--sensitivity", 0.8, *more])
         wait_until(
             lambda: "playing" in self.microphone.out or program.process.poll() is not None,
             10,
@@ -225,19 +232,57 @@ def test_what_a_microphone_hears_leaves_by_the_midi_port_until_interrupted(stage
     assert DRUMS not in used
     silenced = [{m.channel for m in received if m.is_cc(control)} for control in (123, 120)]
     assert silenced == [used, used]
-    assert told(program, "error") == [] and len(told(program, "saved")) == 1
+    assert told(program, "error") == [] and len(told(program, "saved")) == 2
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["crashes", "is ended"])
 def test_a_lost_server_is_told_in_one_line_and_the_take_is_kept(stage, how):
-    program = stage.listen()
+    program = stage.listen("--wait", 0)
     program.wait_for("note_on", 8)
     stage.server.process.send_signal(how)
-    assert program.ends(12) not in (0, None)
+    assert program.ends(12) == 3
     (line,) = told(program, "error")
     assert MICROPHONE in line
     assert take(stage).total() >= 1
-    assert len(told(program, "saved")) == 1
+    assert len(told(program, "saved")) == 2
+
+
+def test_a_server_that_comes_back_is_heard_and_played_on_again(stage):
+    program = stage.listen()
+    program.wait_for("note_on", 8)
+    stage.server.process.send_signal(signal.SIGKILL)
+    stage.server.process.wait()
+    killed = time.monotonic()
+    wait_until(lambda: "waiting for it" in program.err, 8, lambda: program.err)
+    stage.microphone.end()
+    # What the screen shows sounding has been ended without waiting for anything to come back.
+    assert program.out.count("note_on") == program.out.count("note_off")
+    before = program.out.count("note_on")
+    assert stage.open_server()
+    stage.open_microphone()
+    wait_until(lambda: "playing" in stage.microphone.out, 15, lambda: f"not connected: {program.out}{program.err}")
+    away = time.monotonic() - killed
+    wait_until(lambda: program.out.count("note_on") >= before + 3, 10, lambda: program.out)
+    program.process.send_signal(signal.SIGINT)
+    assert program.ends(5) == 0
+    received = stage.recorded()
+    assert notes(received).total() >= 3, "of the notes after the return"
+    warnings = told(program, "warning")
+    assert any(MICROPHONE in line and "waiting for it" in line for line in warnings)
+    assert any(MICROPHONE in line and "is back after" in line for line in warnings)
+    assert any("MIDI port" in line and "is back" in line for line in warnings)
+    assert told(program, "error") == []
+    onsets = sorted(m.time for m in timed(mido.MidiFile(stage.folder / "take.mid")) if is_note_on(m))
+    gap = max(b - a for a, b in zip(onsets, onsets[1:], strict=False))
+    assert abs(gap - away) < 3.0, "the take keeps time with the clock"
+
+
+def timed(file):
+    """All messages of a MIDI file with their time in seconds from its beginning."""
+    now = 0.0
+    for message in file:
+        now += message.time
+        yield message.copy(time=now)
 
 
 # The microphone

@@ -47,7 +47,7 @@ MIC = """
 def test_every_built_in_name_is_there():
     assert {kind: sorted(names) for kind, names in plugins.BUILT_IN.items()} == {
         "source": ["demo", "device", "file"],
-        "sink": ["json", "midi", "record", "terminal", "virtual"],
+        "sink": ["audio", "json", "midi", "osc", "record", "split", "terminal", "virtual"],
         "model": ["onnx"],
     }
     for kind, names in plugins.BUILT_IN.items():
@@ -92,10 +92,10 @@ def test_a_package_cannot_replace_a_built_in_name(folder):
 
 
 def test_two_packages_that_offer_one_name_are_both_named(folder):
-    write_dist(folder, "fake_one", "[realtime_mpe.sinks]\nosc = fake_one:Osc\n")
-    write_dist(folder, "fake_two", "[realtime_mpe.sinks]\nosc = fake_two:Osc\n")
+    write_dist(folder, "fake_one", "[realtime_mpe.sinks]\nlight = fake_one:Light\n")
+    write_dist(folder, "fake_two", "[realtime_mpe.sinks]\nlight = fake_two:Light\n")
     with pytest.raises(UserError, match="fake_(one|two) 1.2 and fake_(one|two) 1.2"):
-        plugins.factory("sink", "osc")
+        plugins.factory("sink", "light")
 
 
 @pytest.mark.parametrize(

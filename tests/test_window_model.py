@@ -3,7 +3,6 @@
 import json
 import shutil
 from dataclasses import asdict
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,6 +15,7 @@ from realtime_mpe.bench import measure, table
 from realtime_mpe.host import Engine, Settings
 from realtime_mpe.model import OnnxModel, load_model
 from realtime_mpe.notes import Thresholds
+from realtime_mpe.sinks.base import NoteSink
 from realtime_mpe.training.export import export_window
 from realtime_mpe.training.network import HARMONIC_BINS
 from realtime_mpe.training.slots import SLOT_DIM, WINDOW, SlotConfig, SlotNetwork, harmonic_input
@@ -330,7 +330,8 @@ def test_a_recording_shorter_than_the_latency_is_heard_to_its_end(model):
 
 def test_velocity_is_that_of_the_note_although_the_decision_comes_after_its_end(model):
     played = []
-    sink = SimpleNamespace(note_on=played.append, note_off=lambda note: None, frame=lambda mix: None)
+    sink = NoteSink()
+    sink.note_on = played.append
     engine = Engine(model, SAMPLERATE, [sink], Settings(lookahead=2))
     engine.process(play([(0.1, 0.2, 90, PLAIN), (0.5, 1.0, 90, PLAIN)], seconds=1.5))
     engine.finish()

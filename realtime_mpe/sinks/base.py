@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from ..events import Note, Status
+from ..events import Bend, Note, Program, Status
+from ..source import Block
 
 
 class NoteSink:
@@ -19,6 +20,21 @@ class NoteSink:
 
     def note_off(self, note: Note) -> None:
         """The same note ends; ``note.offset`` is set. Every note_on is followed by its note_off, also at the end."""
+
+    def bend(self, bend: Bend) -> None:
+        """The pitch of a sounding note has moved."""
+
+    def program(self, program: Program) -> None:
+        """A voice shall sound differently."""
+
+    def panic(self) -> None:
+        """Silence whatever may still sound out there. The notes that sound have been ended before."""
+
+    def interrupted(self, hostapi: str) -> None:
+        """The device has gone, and with it perhaps the whole sound system of this name, as PortAudio calls it."""
+
+    def sound(self, block: Block, samplerate: int) -> None:
+        """What the engine hears next, at the rate of the source, Hz."""
 
     def frame(self, mix: np.ndarray) -> None:
         """The next label frame's mixture probabilities, (n_pitches,) float32, from label frame 0 on."""

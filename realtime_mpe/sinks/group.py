@@ -18,11 +18,11 @@ class SinkGroup:
         """Whether nobody reads any of them any more: closed pipes, and nothing else."""
         return bool(self._sinks) and all(getattr(sink, "closed", False) for sink in self._sinks)
 
-    def tell(self, method: str, value: object) -> None:
-        """Pass a note, frame or status on, by the name of the sinks' method. UserError if no sink is left."""
+    def tell(self, method: str, *values: object) -> None:
+        """Call a method of every sink by its name. UserError if no sink is left."""
         for sink in list(self._sinks):
             try:
-                getattr(sink, method)(value)
+                getattr(sink, method)(*values)
             except Exception as error:  # a sink may be anybody's code, and must not silence the others
                 self._drop(sink, error)
 

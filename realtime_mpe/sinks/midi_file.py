@@ -1,19 +1,17 @@
 """`record:PATH.mid`: the take as a type-1 MIDI file, a track a voice.
 
-The file is written while the music plays and no note leaves meanwhile, so a take that takes longer to write is saved
-less often.
+The file is written while the music plays and no note leaves meanwhile. What can no longer change is encoded once, so
+that a take of hours is saved as quickly as one of a minute.
 """
 
-import io
 import logging
 import os
+import struct
 import tempfile
 import time
-from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
-from mido import Message, MetaMessage, MidiFile, MidiTrack
+from mido import MetaMessage
 
 from ..errors import UserError
 from ..events import Note, Status
@@ -23,21 +21,24 @@ TICKS_PER_BEAT = 960
 TEMPO = 500_000  # microseconds a beat: 120 bpm, so that a beat on the grid of a DAW is half a second
 TICKS_PER_SECOND = TICKS_PER_BEAT * 1_000_000 // TEMPO
 RELEASE_VELOCITY = 64  # what MIDI asks of senders that do not measure it
-CHECKPOINT_SECONDS = 10.0  # how much playing a crash may cost
+CHECKPOINT_SECONDS = 1.0  # how much playing a crash may cost
 SAVING_SHARE = 0.01  # of the time at most is spent on saving
+SETTLED_SECONDS = 2.0  # after which nothing begins or ends any more: four times the longest way to a decision
 
 _log = logging.getLogger(__name__)
 
 
 class MidiFileSink(NoteSink):
-    """Collects the notes and writes them to `path` every 10 seconds or more and at the end, always as a whole.
+    """Collects the notes and writes them to `path` every second or more and at the end, always as a whole.
+
+    offset : milliseconds by which all notes are moved, to line up with a recording that was made elsewhere.
 
     UserError if `path` cannot be written, or if it exists and `overwrite` is not set; nothing is touched before the
     first save. A full disk does not stop the music: the last good save stays, and at the end the take goes to the
     temporary folder if it still cannot go where it should.
     """
 
-    def __init__(self, path: str | Path, overwrite: bool = False) -> None:
+    def __init__(self, path: str | Path, overwrite: bool = False, offset: float = 0.0) -> None:
         self.path = Path(path).expanduser()
         if not str(path):
             raise UserError("the recording needs a file name, such as record:take.mid")
@@ -53,30 +54,22 @@ class MidiFileSink(NoteSink):
             self._temporary.unlink()
         except OSError as e:
             raise UserError(f"cannot record to {str(self.path)!r}: {_reason(e)}; choose another place") from e
-        self._notes: list[Note] = []
-        self._sounding: dict[tuple[int, int], Note] = {}  # (voice, midi)
-        self._now = 0.0  # s of input, the latest that is known
+        self._take = Take(offset / 1000.0)
         self._unsaved = False
         self._next_save = time.monotonic() + CHECKPOINT_SECONDS
         self._warned = False
         self._closed = False
 
     def note_on(self, note: Note) -> None:
-        self._now = max(self._now, note.onset, note.emitted)
-        cut_off = self._sounding.pop((note.voice, note.midi), None)
-        if cut_off is not None:
-            self._notes.append(replace(cut_off, offset=note.onset))
-        self._sounding[note.voice, note.midi] = note
+        self._take.note_on(note)
         self._unsaved = True
 
     def note_off(self, note: Note) -> None:
-        self._now = max(self._now, note.offset)
-        self._sounding.pop((note.voice, note.midi), None)
-        self._notes.append(note)
+        self._take.note_off(note)
         self._unsaved = True
 
     def status(self, status: Status) -> None:
-        self._now = max(self._now, status.seconds)
+        self._take.passed(status.seconds)
         begun = time.monotonic()
         if self._closed or not self._unsaved or begun < self._next_save:
             return
@@ -99,10 +92,13 @@ class MidiFileSink(NoteSink):
         except OSError as e:
             raise UserError(f"cannot save {str(self.path)!r}: {_reason(e)}; {self._rescue()}") from e
 
+    def discard(self) -> None:
+        """Close without saving: there was no performance."""
+        self._closed = True
+
     def _save(self, temporary: Path, target: Path, durable: bool = False) -> None:
-        still_sounding = [replace(note, offset=self._now) for note in self._sounding.values()]
         try:
-            _write(temporary, encode(self._notes + still_sounding), durable)
+            _write(temporary, self._take.encode(), durable)
             os.replace(temporary, target)
         except OSError:
             temporary.unlink(missing_ok=True)
@@ -119,46 +115,107 @@ class MidiFileSink(NoteSink):
             return f"the temporary folder failed too ({_reason(e)}): {kept}"
 
 
-def encode(notes: list[Note]) -> bytes:
-    """The bytes of a type-1 MIDI file: a tempo track, then a track a voice. Every note must have its offset.
+class Take:
+    """Notes as they are played, and the MIDI file that they make so far.
 
-    A note lasts at least one tick, and ends at the latest where the same voice strikes the same pitch again.
+    offset : seconds by which all are moved; what would begin before 0 begins there.
     """
-    voices: dict[int, list[Note]] = defaultdict(list)
-    for note in notes:
-        voices[note.voice].append(note)
-    tempo = [MetaMessage("set_tempo", tempo=TEMPO), MetaMessage("time_signature")]
-    tracks = [MidiTrack(tempo)]
-    for voice, played in sorted(voices.items()):
-        tracks.append(MidiTrack([MetaMessage("track_name", name=f"voice {voice + 1}"), *_messages(played)]))
-    file = io.BytesIO()
-    MidiFile(type=1, ticks_per_beat=TICKS_PER_BEAT, tracks=tracks).save(file=file)
-    return file.getvalue()
+
+    def __init__(self, offset: float = 0.0):
+        self._offset = offset
+        self._tracks: dict[int, _Track] = {}  # by voice
+        self._now = 0.0  # s of input, the latest that is known
+
+    def passed(self, seconds: float) -> None:
+        """So much input has been heard."""
+        self._now = max(self._now, seconds)
+
+    def note_on(self, note: Note) -> None:
+        self.passed(max(note.onset, note.emitted))
+        self._track(note.voice).note_on(note, self._tick(note.onset))
+
+    def note_off(self, note: Note) -> None:
+        self.passed(note.offset)
+        track = self._track(note.voice)
+        if note.midi not in track.sounding:
+            track.note_on(note, self._tick(note.onset))
+        track.note_off(note.midi, self._tick(note.offset))
+
+    def encode(self) -> bytes:
+        """A type-1 MIDI file: a tempo track, then a track a voice; what still sounds ends now."""
+        now, settled = self._tick(self._now), self._tick(self._now - SETTLED_SECONDS)
+        return _file([track.encode(now, settled) for _, track in sorted(self._tracks.items())])
+
+    def _track(self, voice: int) -> "_Track":
+        return self._tracks.setdefault(voice, _Track(voice))
+
+    def _tick(self, seconds: float) -> int:
+        return max(0, round((seconds + self._offset) * TICKS_PER_SECOND))
 
 
-def _messages(notes: list[Note]) -> list[Message]:
-    """The messages of one voice in playing order, each timed from the one before."""
-    struck_again: dict[int, int] = {}  # midi -> tick of the next note_on, for we go backwards
-    timed = []
-    for note in sorted(notes, key=lambda note: note.onset, reverse=True):
-        on = _tick(note.onset)
-        off = max(_tick(note.offset), on + 1)
-        if struck_again.get(note.midi, on) > on:
-            off = min(off, struck_again[note.midi])
-        struck_again[note.midi] = on
-        timed.append((on, 1, note))
-        timed.append((off, 0, note))  # 0: off before on at one tick
-    messages, now = [], 0
-    for tick, is_on, note in sorted(timed, key=lambda event: event[:2]):
-        kind, velocity = ("note_on", note.velocity) if is_on else ("note_off", RELEASE_VELOCITY)
-        channel = note.channel - 1
-        messages.append(Message(kind, channel=channel, note=note.midi, velocity=velocity, time=tick - now))
-        now = tick
-    return messages
+class _Track:
+    """The messages of one voice, which last at least one tick each and never overlap on one pitch."""
+
+    def __init__(self, voice: int):
+        self.sounding: dict[int, tuple[Note, int]] = {}  # midi -> note, tick
+        self._settled = bytearray(_encode(0, MetaMessage("track_name", name=f"voice {voice + 1}").bytes()))
+        self._until = 0  # tick of the last settled message
+        self._events: list[tuple[int, int, bytes]] = []  # tick, 0 for off and 1 for on: off goes first; message
+        self._offs: dict[int, tuple[int, bytes]] = {}  # midi -> tick of its last note_off, and that message
+
+    def note_on(self, note: Note, tick: int) -> None:
+        if note.midi in self.sounding:
+            self.note_off(note.midi, tick)
+        off, message = self._offs.get(note.midi, (tick, b""))
+        if off > tick and (off, 0, message) in self._events:  # the label ended a little after this one begins
+            self._events.remove((off, 0, message))
+            self._events.append((tick, 0, message))
+        self.sounding[note.midi] = note, tick
+        self._events.append((tick, 1, bytes((0x90 | note.channel - 1, note.midi, note.velocity))))
+
+    def note_off(self, midi: int, tick: int) -> None:
+        note, begun = self.sounding.pop(midi)
+        message = _note_off(note)
+        self._offs[midi] = max(tick, begun + 1), message
+        self._events.append((self._offs[midi][0], 0, message))
+
+    def encode(self, now: int, settled: int) -> bytes:
+        """The track as it is, what still sounds ended now; all before tick ``settled`` is encoded for good."""
+        self._events.sort()
+        done = sum(tick <= settled for tick, *_ in self._events)
+        for tick, _, message in self._events[:done]:
+            self._settled += _encode(tick - self._until, message)
+            self._until = tick
+        del self._events[:done]
+        ends = [(max(now, begun + 1), 0, _note_off(note)) for note, begun in self.sounding.values()]
+        track, before = bytearray(self._settled), self._until
+        for tick, _, message in sorted(self._events + ends):
+            track += _encode(tick - before, message)
+            before = tick
+        return bytes(track)
 
 
-def _tick(seconds: float) -> int:
-    return max(0, round(seconds * TICKS_PER_SECOND))
+def _note_off(note: Note) -> bytes:
+    return bytes((0x80 | note.channel - 1, note.midi, RELEASE_VELOCITY))
+
+
+def _encode(delta: int, message: bytes | list[int]) -> bytes:
+    """A message with its distance in ticks, seven bits a byte and the highest first."""
+    digits = [delta & 0x7F]
+    while delta := delta >> 7:
+        digits.append(delta & 0x7F | 0x80)
+    return bytes(digits[::-1]) + bytes(message)
+
+
+def _file(tracks: list[bytes]) -> bytes:
+    """A type-1 MIDI file: a tempo track, then these."""
+    tempo = b"".join(
+        _encode(0, meta.bytes()) for meta in (MetaMessage("set_tempo", tempo=TEMPO), MetaMessage("time_signature"))
+    )
+    end = _encode(0, MetaMessage("end_of_track").bytes())
+    head = struct.pack(">4sIHHH", b"MThd", 6, 1, 1 + len(tracks), TICKS_PER_BEAT)
+    chunks = [track + end for track in (tempo, *tracks)]
+    return head + b"".join(struct.pack(">4sI", b"MTrk", len(chunk)) + chunk for chunk in chunks)
 
 
 def _write(path: Path, data: bytes, durable: bool = False) -> None:

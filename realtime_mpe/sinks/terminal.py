@@ -8,6 +8,7 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TextIO
 
+from ..desk import Desk
 from ..errors import UserError
 from ..events import Note, Status
 from .base import NoteSink
@@ -39,15 +40,19 @@ class _Voice:
 
 
 class TerminalSink(NoteSink):
-    """Shows level, latency, trouble and every voice's notes on `stream` (default: standard output at that moment)."""
+    """Shows level, latency, trouble and every voice's notes on `stream` (default: standard output at that moment).
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    desk : by which muted voices are marked.  hint : a line that says which keys there are.
+    """
+
+    def __init__(self, stream: TextIO | None = None, desk: Desk | None = None, hint: str = "") -> None:
         if isinstance(stream, str):
             raise UserError(f"the terminal sink takes no argument, not {stream!r}: write just terminal")
         self._stream = sys.stdout if stream is None else stream
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         if self._live and os.name == "nt":
             os.system("")  # makes an old Windows console understand escape codes
+        self._desk, self._hint = desk, hint
         self._voices: dict[int, _Voice] = {}
         self._status: Status | None = None
         self._drawn_lines = 0
@@ -94,7 +99,8 @@ class TerminalSink(NoteSink):
     def _draw(self) -> None:
         self._drawn_at = time.monotonic()
         columns, rows = self._size()
-        lines = _block(self._status, self._voices, rows - 1)  # the cursor rests on the line below
+        muted = {voice for voice in self._voices if self._desk and not self._desk.audible(voice)}
+        lines = _block(self._status, self._voices, muted, self._hint, rows - 1)  # the cursor rests on the line below
         up = min(self._drawn_lines, rows - 1)  # the window may have become smaller
         out = [_UP.format(up) if up else _HIDE_CURSOR]
         out += [line[: columns - 1].rstrip() + _CLEAR_LINE + "\n" for line in lines]
@@ -118,7 +124,7 @@ class TerminalSink(NoteSink):
             self.closed = True  # nobody looks any more: no reason to stop the music
 
 
-def _block(status: Status, voices: dict[int, _Voice], height: int) -> list[str]:
+def _block(status: Status, voices: dict[int, _Voice], muted: set[int], hint: str, height: int) -> list[str]:
     """The lines on the screen, at most `height` and each under 80 characters."""
     filled = 0
     if math.isfinite(status.level_db):
@@ -128,9 +134,9 @@ def _block(status: Status, voices: dict[int, _Voice], height: int) -> list[str]:
         f"rt-mpe {minutes:>3}:{seconds:02}  [{'#' * filled:.<{METER_CELLS}}] {_level(status)} dB"
         f"  latency {status.latency_ms:.0f} ms  voices {status.voices}",
         _trouble(status),
-        f"{'voice':>5} {'ch':>2} {'notes':>6}  {'sounding':<22}  recent",
+        f"{'voice':>6} {'ch':>2} {'notes':>6}  {'sounding':<22}  recent",
     ]
-    room = max(0, height - HEADER_LINES)
+    room = max(0, height - HEADER_LINES - bool(hint))
     shown = list(voices)
     if len(voices) > room:
         shown = sorted(voices, key=lambda number: voices[number].heard)[len(voices) - room + 1 :]
@@ -138,10 +144,11 @@ def _block(status: Status, voices: dict[int, _Voice], height: int) -> list[str]:
         voice = voices[number]
         sounding = " ".join(note_name(midi) for midi in sorted(+voice.sounding))
         trail = " ".join(voice.trail)
-        lines.append(f"{number + 1:>5} {voice.channel:>2} {voice.notes:>6}  {_fit(sounding, 22)}  {_fit(trail, 38)}")
+        who = f"mute {number + 1}" if number in muted else number + 1
+        lines.append(f"{who:>6} {voice.channel:>2} {voice.notes:>6}  {_fit(sounding, 22)}  {_fit(trail, 37)}")
     if len(shown) < len(voices):
         lines.append(f"  and {len(voices) - len(shown)} voices heard longer ago")
-    return lines[:height]
+    return [*lines, hint][:height] if hint else lines[:height]
 
 
 def _level(status: Status) -> str:
