@@ -16,10 +16,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
+from . import latency, soak
 from .analysis import FRAME_SECONDS
 from .analysis import SAMPLERATE as GRID
 from .errors import UserError
-from .host import Engine
+from .host import LATENCIES, Engine, Settings
 from .model import DEFAULT_MODEL, OnnxModel, load_model
 from .sinks.base import NoteSink
 
@@ -179,16 +180,60 @@ def _peak_mb() -> float | None:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL, help="name or file (default: %(default)s)")
+    parser.add_argument("--latency", metavar="FILE", help="instead: how late the notes of a recording are sent")
+    parser.add_argument("--truth", metavar="MIDI", help="what is played in it")
+    parser.add_argument("--lookahead", type=int, metavar="0..4", help="with --latency (default: 0, 1 and 2)")
+    parser.add_argument("--rig", metavar="PY", help="with --latency: a program that plays it to a real sound system")
+    parser.add_argument("--soak", type=float, metavar="HOURS", help="instead: so much sound without a pause")
     parser.add_argument("--seconds", type=float, default=20.0, help="of sound to hear (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="for programs")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.latency is not None:
+        return run_latency(args)
+    for option in ("truth", "lookahead", "rig"):
+        if getattr(args, option) is not None:
+            raise UserError(f"--{option} says something about a recording only; add --latency FILE")
+    if args.soak is not None:
+        return run_soak(args)
     start_seconds, peak_mb = measure_fresh_process(args.model) if args.seconds >= 1.0 else (None, None)
     report = measure(load_model(args.model), args.seconds)
     facts = asdict(report) | {"start_seconds": start_seconds, "peak_mb": peak_mb, "machine": machine()}
     print(json.dumps(facts, indent=1) if args.json else "\n".join(table(facts)))
     return 0
+
+
+def run_latency(args: argparse.Namespace) -> int:
+    """`rt-mpe bench --latency`: see `latency`."""
+    if args.truth is None:
+        raise UserError("--latency needs to know what is played: add --truth MIDI")
+    true = latency.read_onsets(args.truth)
+    model = load_model(args.model)
+    report = {}
+    for lookahead in LATENCIES.values() if args.lookahead is None else (args.lookahead,):
+        sent = latency.in_engine(model, args.latency, Settings(lookahead))
+        report[f"look-ahead {lookahead}, engine"] = latency.delays(true, sent)
+        if args.rig is not None:
+            options = ["--lookahead", str(lookahead), "--model", args.model, "--quiet", "--virtual", "rt-mpe"]
+            sent = latency.through(args.rig, args.latency, options)
+            report[f"look-ahead {lookahead}, rig"] = latency.delays(true, sent)
+    if args.json:
+        print(
+            json.dumps({title: {n: asdict(d) for n, d in found.items()} for title, found in report.items()}, indent=1)
+        )
+    else:
+        print("\n".join(line for title, found in report.items() for line in latency.table(title, found)))
+    return 0
+
+
+def run_soak(args: argparse.Namespace) -> int:
+    """`rt-mpe bench --soak`: see `soak`. 1 if a note hangs or is missing in the take."""
+    if not args.soak > 0:
+        raise UserError(f"--soak {args.soak:g} h is impossible; give more than 0")
+    found = soak.soak(load_model(args.model), args.soak)
+    print(json.dumps(asdict(found), indent=1) if args.json else "\n".join(soak.table(found)))
+    return int(found.unended > 0 or found.taken != found.notes)
 
 
 def machine() -> str:

@@ -139,7 +139,7 @@ def test_latency_is_from_true_onset_to_emission():
 def test_each_emission_takes_the_nearest_true_onset_still_free():
     ref = np.array([(1.0, 1.1, 60), (1.15, 1.3, 60), (1.0, 1.3, 62)])
     est = np.array([(1.0, 1.1, 60, 0, 1.1), (1.0, 1.1, 60, 0, 1.12), (1.0, 1.1, 60, 0, 1.13)])
-    assert metrics.event_latencies(ref, est) == pytest.approx(np.array([(60, -0.05), (60, 0.12)]))
+    assert metrics.event_latencies(ref[:, [0, 2]], est[:, [4, 2]]) == pytest.approx(np.array([(60, -0.05), (60, 0.12)]))
 
 
 # Who plays

@@ -57,9 +57,9 @@ from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES
+from realtime_mpe.latency import event_latencies
 
 ONSET_TOLERANCE = 0.05  # s, either side: the field's usual 50 ms
-EARLIEST_EVENT, LATEST_EVENT = -0.05, 0.2  # s around the true onset; a note later than that no longer fits the music
 BASS_BELOW = 48  # MIDI number: below it the front end's kernels are at their longest
 COUNTED_SHARE = 0.05  # of the notes; a voice with less is a slip, not a player
 RANK_DELAY = 2 * FRAME_SECONDS  # at the onset itself a chord is half there, and the baseline would be made of straw
@@ -166,23 +166,6 @@ def note_counts(ref_notes: np.ndarray, est_notes: np.ndarray) -> Counts:
 def note_f1(ref_notes: Sequence[np.ndarray], est_notes: Sequence[np.ndarray]) -> float:
     """F1 0..1 of the notes of all files pooled; one (N, >= 3) array a file."""
     return sum((note_counts(*pair) for pair in zip(ref_notes, est_notes, strict=True)), Counts()).f1
-
-
-# When it is known
-
-
-def event_latencies(ref_notes: np.ndarray, est_notes: np.ndarray) -> np.ndarray:
-    """(M, 2) rows MIDI, emitted - true onset (s), of the pairs that event_F1 counts; est_notes (N, 5)."""
-    pairs = []
-    for midi in np.unique(est_notes[:, 2]):
-        free = sorted(ref_notes[ref_notes[:, 2] == midi, 0])
-        for emitted in sorted(est_notes[est_notes[:, 2] == midi, 4]):
-            near = [onset for onset in free if EARLIEST_EVENT <= emitted - onset <= LATEST_EVENT]
-            if near:
-                onset = min(near, key=lambda onset: abs(emitted - onset))
-                free.remove(onset)
-                pairs.append((midi, emitted - onset))
-    return np.array(pairs, float).reshape(-1, 2)
 
 
 # Who plays
@@ -341,7 +324,7 @@ def score_file(stems: Sequence[np.ndarray], mix: np.ndarray, notes: np.ndarray) 
     player = np.repeat(np.arange(len(stems)), [len(stem) for stem in stems])
     matches = matched_notes(ref, notes)
     matched_ref, matched_est = np.array(list(matches.items()), int).reshape(-1, 2).T
-    latencies = event_latencies(ref, notes)
+    latencies = event_latencies(ref[:, [0, 2]], notes[:, [4, 2]])
 
     def score_split(voice: np.ndarray) -> SplitScore:
         voice_rolls = [notes_to_roll(notes[voice == v], n_frames) for v in np.unique(voice)]
