@@ -2,39 +2,22 @@
 
 import argparse
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
-from . import plugins
-from .channels import ChannelMap, MpeZone, parse_map
-from .desk import Desk, parse_programs
 from .errors import UserError, tell
 from .host import Engine
-from .keys import HELP, Keys
 from .meter import SILENCE_DB
-from .model import load_model
-from .sinks.audio_file import AudioFileSink
-from .sinks.base import NoteSink
-from .sinks.midi_file import MidiFileSink
 from .source import AudioSource, DeviceLost, list_devices
-from .transcribe import add_engine_arguments, engine_settings
+from .stage import DEFAULT_PORT, FAILED, close_all, discard_takes, open_all
+from .transcribe import add_engine_arguments
 
-FAILED, DEVICE_LOST = 2, 3  # exit codes
-DEFAULT_PORT = "rt-mpe"
+DEVICE_LOST = 3  # exit code
 WEB_PORT = 8765
 STATUS_SECONDS = 0.1
 SILENCE_SECONDS = 5.0  # of input without a sound before the user is told
-MIDI_PORTS = ("midi", "virtual", "split")
-PLAYED_ON = (*MIDI_PORTS, "osc")  # what the desk stands before
-# Opened after the source and closed before it: nothing is left behind by a source that cannot be opened.
-AFTER_SOURCE = ("record", "audio", "json", "terminal")
-TAKES = {".mid": "record", ".midi": "record", ".wav": "audio"}
 STOPPING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
 
 
@@ -60,14 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--gm", nargs="?", const="", metavar="PROGRAM,..", help="send General MIDI programs, a voice each")
     add("--record", metavar="TAKE", help="keep TAKE.mid and TAKE.wav; with .mid or .wav only that")
     add("--record-offset", type=float, default=0.0, metavar="MS", help="move the notes of TAKE.mid by so much")
-    add(
-        "--web",
-        nargs="?",
-        const=WEB_PORT,
-        type=int,
-        metavar="PORT",
-        help="show and steer it in the browser (%(const)s)",
-    )
+    add("--web", nargs="?", const=WEB_PORT, type=int, metavar="PORT", help="show and steer it in the browser")
     parser.add_argument("--sink", action="append", default=[], metavar="SPEC", help="see rt-mpe plugins; repeatable")
     parser.add_argument("--duration", type=float, metavar="S", help="stop after so many seconds of input")
     parser.add_argument("--quiet", action="store_true", help="show nothing but warnings")
@@ -84,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     code, begun = 0, False
     with stop.on_signals():
         try:
-            stage = open_all(args, stop, opened)
+            stage = open_all(args, opened)
+            stop.source = stage.source
             begun = True
             with stage.keys:
                 perform(stage.source, stage.engine, args.duration, stage.desk.apply)
@@ -96,9 +73,8 @@ def run(args: argparse.Namespace) -> int:
             tell(error)
             code = DEVICE_LOST if isinstance(error, DeviceLost) else FAILED
         finally:
-            if not begun:  # an empty take would stand in the way of the next try
-                for take in (thing for thing in opened if isinstance(thing, MidiFileSink | AudioFileSink)):
-                    take.discard()
+            if not begun:
+                discard_takes(opened)
             code = close_all(opened, args.quiet or not begun) or code
     return code
 
@@ -143,162 +119,6 @@ def perform(
                 break
     finally:
         engine.finish()
-
-
-class Stage(NamedTuple):
-    """Everything that takes part in a performance, opened."""
-
-    source: AudioSource
-    engine: Engine
-    desk: Desk
-    keys: Keys
-
-
-def played_on(args: argparse.Namespace) -> list[str]:
-    """The ports that were asked for, in words for `plugins.resolve`."""
-    asked = {"midi": args.midi_port, "virtual": args.virtual, "split": args.split_ports, "osc": args.osc}
-    specs = [f"{name}:{argument}" for name, argument in asked.items() if argument is not None]
-    return specs + [spec for spec in args.sink if _kind(spec) in PLAYED_ON]
-
-
-def others(args: argparse.Namespace) -> list[str]:
-    """The other sinks, the terminal included."""
-    specs = [] if args.quiet else ["terminal"]
-    if args.record is not None:
-        if not args.record:
-            raise UserError("--record needs a file name, as in --record take")
-        suffix = Path(args.record).suffix.lower()
-        base = args.record if suffix in TAKES else f"{args.record}{{}}"
-        specs += [f"{kind}:{base.format(end)}" for end, kind in _takes(suffix)]
-    return specs + [spec for spec in args.sink if _kind(spec) not in PLAYED_ON]
-
-
-def _takes(suffix: str) -> list[tuple[str, str]]:
-    if suffix in TAKES:
-        return [(suffix, TAKES[suffix])]
-    return [(".mid", TAKES[".mid"]), (".wav", TAKES[".wav"])]
-
-
-def _kind(spec: str) -> str:
-    return spec.partition(":")[0]
-
-
-def open_all(args: argparse.Namespace, stop: "Stop", opened: list) -> Stage:
-    """Open the model, the sinks and the source; each is put into `opened` at once, so that it can be closed."""
-    settings = engine_settings(args, bend=args.bend)
-    channels = mapping(args)
-    programs = () if args.gm is None else parse_programs(args.gm)
-    model = load_model(args.model)
-    ports, rest = played_on(args), others(args)
-    source_spec = args.source or ("device" if args.device is None else f"device:{args.device}")
-
-    def warn(line: str) -> None:
-        tell(line, "warning")
-
-    def open_sink(spec: str, **options: object) -> NoteSink:
-        opened.append(plugins.resolve("sink", spec, **options))
-        return opened[-1]
-
-    def open_port(spec: str) -> NoteSink:
-        kind, options = _kind(spec), {}
-        if kind in MIDI_PORTS:
-            options = {"mpe": True} if args.mpe_zone else {}
-            options |= {"api": args.midi_api} if args.midi_api else {}
-        if kind == "split":
-            options["voices"] = model.info.voices
-        return open_sink(spec, **options)
-
-    playing = [open_port(spec) for spec in ports]
-    if _kind(source_spec) == "device" and not ports and args.record is None and not args.sink:
-        try:
-            playing.append(open_port(f"virtual:{DEFAULT_PORT}"))
-        except UserError as error:
-            if args.quiet:
-                raise
-            warn(f"the notes go to the screen only: {error}")
-    if not playing and not rest and args.web is None:
-        raise UserError("--quiet leaves nothing to play to; add --midi-port, --virtual, --record, --web or --sink")
-    sinks = [open_sink(spec) for spec in rest if _kind(spec) not in AFTER_SOURCE]
-
-    source = plugins.resolve("source", source_spec, **source_options(args, source_spec))
-    opened.append(source)
-    desk = Desk(playing, channels, warn, programs)
-    opened.append(desk)
-    keys = Keys(Console(source, desk).press)
-    to_stdout = any(spec in ("json", "json:", "json:-") for spec in rest)
-    late = {
-        "terminal": {"desk": desk, "hint": HELP if keys.working else ""}
-        | ({"stream": sys.stderr} if to_stdout else {}),
-        "record": {"offset": args.record_offset},
-        "audio": {"samplerate": source.samplerate},
-    }
-    if args.web is not None:
-        from .web import WebView  # asyncio alone takes as long to import as all the rest
-
-        lookahead = model.info.lookahead if settings.lookahead is None else settings.lookahead
-        chosen = replace(settings, lookahead=lookahead)
-
-        def adjust(**changes: int | float) -> None:
-            desk.later(lambda: engine.adjust(**changes))
-
-        sinks.append(WebView(args.web, desk, chosen, model.info.voices, source.name, adjust))
-        opened.append(sinks[-1])
-        tell(f"open {sinks[-1].url}", "web")
-    sinks += [open_sink(spec, **late.get(_kind(spec), {})) for spec in rest if _kind(spec) in AFTER_SOURCE]
-    engine = Engine(model, source.samplerate, [desk, *sinks] if playing else sinks, settings, warn, channels)
-    stop.source = source
-    if not args.quiet:
-        names = [f"MIDI port {port.name!r} ({port.api})" for port in playing if hasattr(port, "api")]
-        rate = f"{source.samplerate / 1000:g} kHz"
-        tell(f"{source.name} at {rate}{' -> ' if names else ''}{' and '.join(names)}; Ctrl-C ends", "listening to")
-    return Stage(source, engine, desk, keys)
-
-
-def mapping(args: argparse.Namespace) -> ChannelMap | MpeZone:
-    if args.mpe_zone:
-        if args.map is not None:
-            raise UserError("--mpe-zone gives every note a channel of its own, and --map every voice; choose one")
-        return MpeZone()
-    return ChannelMap(parse_map(args.map) if args.map is not None else None)
-
-
-class Console:
-    """What the keys do."""
-
-    def __init__(self, source: AudioSource, desk: Desk):
-        self._source, self._desk = source, desk
-
-    def press(self, key: str) -> None:
-        if key in "qQ":
-            self._source.stop()
-        elif key == " ":
-            self._desk.silence()
-        elif key in "123456789":
-            voice = int(key) - 1
-            self._desk.change(voice, mute=not self._desk.strip(voice).mute)
-
-
-def source_options(args: argparse.Namespace, spec: str) -> dict:
-    options = {"channel": args.channel, "samplerate": args.samplerate, "blocksize": args.blocksize}
-    options["wait"] = args.wait
-    options = {name: value for name, value in options.items() if value is not None}
-    if spec.partition(":")[0] == "file":
-        options["paced"] = True
-    return options
-
-
-def close_all(opened: list, quiet: bool) -> int:
-    """Close in reverse; what cannot be closed well is told and keeps nothing else open. Returns an exit code."""
-    code = 0
-    for thing in reversed(opened):
-        try:
-            thing.close()
-            if isinstance(thing, MidiFileSink | AudioFileSink) and not quiet:
-                tell(thing.path, "saved")
-        except UserError as error:
-            tell(error)
-            code = FAILED
-    return code
 
 
 class Stop:
