@@ -6,6 +6,7 @@ What is recorded and shown is not touched by it. Changes may come from any threa
 by the thread that plays, which calls `apply` between two blocks.
 """
 
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -54,7 +55,8 @@ class Desk(NoteSink):
         self._changes: deque[Callable[[], None]] = deque()
         self._sent: dict[tuple[int, int], Note] = {}  # (voice, pitch as it was heard) -> note as it was sent
         self._programmed: dict[int, tuple[int, int]] = {}  # channel -> voice, program
-        self._bent: set[int] = set()  # channels that are not at rest
+        self._bent: dict[int, set[int]] = {}  # channels that are not at rest -> voices that have bent them
+        self._changing = threading.Lock()
         self._now = 0.0
 
     @property
@@ -69,15 +71,12 @@ class Desk(NoteSink):
 
     def change(self, voice: int, **changes: bool | int | None) -> None:
         """Set some of a strip's fields; UserError at once if a value is impossible."""
-        before = self.strip(voice)
-        self.strips[voice] = strip = replace(before, **changes)
-        moved = strip.transpose != before.transpose
-        self.later(
-            lambda: self._end([key for key in self._sent if not self.audible(key[0]) or moved and key[0] == voice])
-        )
+        with self._changing:
+            self.strips[voice] = replace(self.strip(voice), **changes)
+        self.later(self._settle)
 
     def assign(self, voice: int, channel: int) -> None:
-        """Give a voice a channel, from its next note on; UserError if there is no such channel."""
+        """Give a voice a channel as soon as none of its notes sounds; UserError if there is no such channel."""
         if not isinstance(self.channels, ChannelMap):
             raise UserError("in an MPE zone every note has a channel of its own, and no voice one to choose")
         self.channels.assign(voice, channel)
@@ -98,7 +97,7 @@ class Desk(NoteSink):
             self._changes.popleft()()
 
     def audible(self, voice: int) -> bool:
-        soloed = any(strip.solo for strip in self.strips.values())
+        soloed = any(strip.solo for strip in list(self.strips.values()))  # which may be changed meanwhile
         strip = self.strip(voice)
         return strip.solo if soloed else not strip.mute
 
@@ -128,7 +127,7 @@ class Desk(NoteSink):
         if sum(other.channel == sent.channel for other in self._sent.values()) > 1:
             self._rest(sent)  # a channel bends as a whole: of several notes none may
             return
-        self._bent.add(sent.channel)
+        self._bent.setdefault(sent.channel, set()).add(sent.voice)
         self._ports.tell("bend", Bend(sent, bend.cents))
 
     def interrupted(self, hostapi: str) -> None:
@@ -144,9 +143,18 @@ class Desk(NoteSink):
 
     def _rest(self, note: Note) -> None:
         """Bring the channel of a note back to pitch."""
-        if note.channel in self._bent:
-            self._bent.discard(note.channel)
-            self._ports.tell("bend", Bend(note, 0.0))
+        for voice in self._bent.pop(note.channel, ()):
+            self._ports.tell("bend", Bend(replace(note, voice=voice), 0.0))
+
+    def _settle(self) -> None:
+        """End what should not sound any more, or not at this pitch."""
+        self._end(
+            [
+                (voice, midi)
+                for (voice, midi), sent in self._sent.items()
+                if not self.audible(voice) or sent.midi != midi + self.strip(voice).transpose
+            ]
+        )
 
     def _silence(self) -> None:
         self._end(list(self._sent))

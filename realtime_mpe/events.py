@@ -7,8 +7,8 @@ from dataclasses import dataclass
 class Note:
     """One note of one voice, as sinks receive it.
 
-    midi : MIDI number, 23..94.  velocity : 1..127.  voice : stable identity of the player, 0-based.
-    channel : MIDI channel as people count it, 1..16, never 10.
+    midi : MIDI number, 23..94 as heard, 0..127 as played on.  velocity : 1..127.
+    voice : stable identity of the player, 0-based.  channel : MIDI channel as people count it, 1..16.
     onset, offset : seconds of input at which the sound begins and ends; ``offset`` is None while it sounds.
     emitted : seconds of input that had been consumed when the note_on left the engine.
     """

@@ -5,8 +5,10 @@ be a terminal, and this program in its foreground.
 """
 
 import os
+import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 HELP = "q quit  space silence  1-9 mute"
@@ -67,6 +69,9 @@ class Keys:
                 ready, _, _ = select.select([self._terminal, self._wake], [], [])
                 if self._wake in ready:
                     return
+                if not _somebody_there():  # in the background, where reading would stop the whole program
+                    time.sleep(0.2)
+                    continue
                 pressed = os.read(self._terminal, 64)
                 if not pressed:  # the terminal has been closed
                     return
@@ -80,10 +85,13 @@ class Keys:
             self._thread.join(1.0)
             for end in (self._wake, self._ended):
                 os.close(end)
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})  # which stops who does this in the background
             try:
                 termios.tcsetattr(self._terminal, termios.TCSADRAIN, self._before)
             except termios.error:
                 pass  # it is gone
+            finally:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
 
 
 def _somebody_there() -> bool:

@@ -8,6 +8,7 @@ beside it.
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
@@ -136,18 +137,31 @@ def through(rig: str | Path, recording: str | Path, options: Sequence[str], bloc
         command += ["--cmd", " ".join(word if word == "{device}" else shlex.quote(word) for word in listen)]
         limit = RIG_TIMEOUT + FileSource(recording).duration
         try:
-            ended = subprocess.run(
-                list(map(str, command)), capture_output=True, text=True, timeout=limit, env=os.environ, cwd=folder
-            )
+            code, said = _run(list(map(str, command)), folder, limit)
             events = json.loads(out.read_text())
             rows = [(note["on"], note["note"]) for note in events["notes"]]
         except (OSError, ValueError, KeyError, TypeError, subprocess.TimeoutExpired) as e:
             raise UserError(
                 f"the rig {str(rig)!r} gave no result ({type(e).__name__}); run it by hand to see why"
             ) from e
-        if ended.returncode:
-            raise UserError(f"the rig {str(rig)!r} failed: {events.get('why') or ended.stderr[-200:]}")
+        if code:
+            raise UserError(f"the rig {str(rig)!r} failed: {events.get('why') or said[-200:]}")
     return np.array(rows, float).reshape(-1, 2)
+
+
+def _run(command: list[str], folder: str, limit: float) -> tuple[int, str]:
+    """(exit code, standard error). Should it take too long, it is killed with all that it has started."""
+    pipe = subprocess.PIPE
+    child = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=pipe, text=True, cwd=folder, start_new_session=True
+    )
+    try:
+        _, said = child.communicate(timeout=limit)
+    except BaseException:
+        os.killpg(child.pid, signal.SIGKILL) if hasattr(os, "killpg") else child.kill()
+        child.wait()
+        raise
+    return child.returncode, said
 
 
 def table(title: str, found: dict[str, Delay]) -> list[str]:

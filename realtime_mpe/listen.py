@@ -112,7 +112,7 @@ def perform(
                     f"{source.name} has been silent for {SILENCE_SECONDS:.0f} s: "
                     "check the input, its gain, and --channel"
                 )
-            if seconds >= next_status:
+            if seconds >= next_status or not len(block.samples):  # also while the device is away
                 next_status = seconds + STATUS_SECONDS
                 engine.report(source.overflows, time.perf_counter() - begun)
             if engine.sinks.abandoned or (duration is not None and seconds >= duration):

@@ -94,7 +94,7 @@ def open_all(args: argparse.Namespace, opened: list) -> Stage:
         try:
             playing.append(open_port(f"virtual:{DEFAULT_PORT}"))
         except UserError as error:
-            if args.quiet:
+            if args.quiet and args.web is None:
                 raise
             warn(f"the notes go to the screen only: {error}")
     if not playing and not rest and args.web is None:
@@ -172,10 +172,10 @@ def close_all(opened: list, quiet: bool) -> int:
     for thing in reversed(opened):
         try:
             thing.close()
-            if isinstance(thing, MidiFileSink | AudioFileSink) and not quiet:
+            if isinstance(thing, MidiFileSink | AudioFileSink) and thing.saved and not quiet:
                 tell(thing.path, "saved")
-        except UserError as error:
-            tell(error)
+        except Exception as error:  # it may be anybody's code
+            tell(error if isinstance(error, UserError) else f"{type(thing).__name__} failed to close ({error!r})")
             code = FAILED
     return code
 

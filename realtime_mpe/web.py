@@ -5,7 +5,7 @@
 
 Only this machine can connect, and only who has the token that stands in the address; a page of another origin is
 refused even if it guesses it. All that comes in is bounded and checked before it is used. The server runs in a thread
-of its own and asks nothing of the one that plays but to append to a queue.
+of its own; the one that plays appends to a queue, and waits for it only while a recording is handed out.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ POLICY = "default-src 'self'; style-src 'unsafe-inline'; script-src 'unsafe-inli
 class WebView(NoteSink):
     """port : of the server; 0 takes any.  voices : K.  adjust : called with ``lookahead`` or ``sensitivity``.
 
-    ``url`` : what to open, token included.  UserError if the port is taken or a package is missing.
+    ``url`` : what to open, token included.  UserError if the port is taken.
     """
 
     def __init__(
@@ -50,14 +50,15 @@ class WebView(NoteSink):
         self._token = secrets.token_urlsafe(16)
         self._pages: list[deque] = []
         self._take: Take | None = None
-        self._recording = False
-        self._now = 0.0
+        self._recording = self._fetched = False
+        self._now = self._settled = 0.0
         self._lock = threading.Lock()  # of the take, which a page may ask for while notes come in
         self._serve(port)
 
     def _serve(self, port: int) -> None:
         import uvicorn
 
+        application = self._application()
         listening = socket.socket()
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -69,7 +70,7 @@ class WebView(NoteSink):
         self._port = listening.getsockname()[1]
         self.url = f"http://{HOST}:{self._port}/?token={self._token}"
         config = uvicorn.Config(
-            self._application(),
+            application,
             log_config=None,
             access_log=False,
             ws_max_size=LARGEST_MESSAGE,
@@ -92,7 +93,7 @@ class WebView(NoteSink):
         return Starlette(routes=routes, middleware=[hosts])
 
     def _knows_token(self, connection) -> bool:
-        return secrets.compare_digest(connection.query_params.get("token", ""), self._token)
+        return secrets.compare_digest(connection.query_params.get("token", "").encode(), self._token.encode())
 
     async def _page(self, request):
         from starlette.responses import HTMLResponse, PlainTextResponse
@@ -110,6 +111,7 @@ class WebView(NoteSink):
             return PlainTextResponse("no", 403)
         with self._lock:
             data = self._take.encode() if self._take else None
+            self._fetched = data is not None and not self._recording
         if data is None:
             return PlainTextResponse("nothing has been recorded yet", 404)
         headers = {"Content-Disposition": 'attachment; filename="take.mid"'}
@@ -193,7 +195,7 @@ class WebView(NoteSink):
     def _record(self, on: bool) -> None:
         with self._lock:
             if on and not self._recording:
-                self._take = Take(-self._now)
+                self._take, self._fetched = Take(-self._now), False
             self._recording = on
 
     def _hello(self) -> dict:
@@ -205,7 +207,7 @@ class WebView(NoteSink):
         own = getattr(channels, "of", lambda voice: None)
         strips = [asdict(self._desk.strip(voice)) | {"channel": own(voice)} for voice in range(self._voices)]
         chosen = {"sensitivity": self._settings.sensitivity, "lookahead": self._settings.lookahead}
-        take = {"recording": self._recording, "recorded": self._take is not None}
+        take = {"recording": self._recording, "recorded": self._take is not None, "fetched": self._fetched}
         return {"type": "state", "strips": strips} | chosen | take
 
     # From the thread that plays
@@ -228,6 +230,9 @@ class WebView(NoteSink):
         with self._lock:
             if self._recording:
                 self._take.passed(status.seconds)
+                if status.seconds - self._settled >= 1.0:
+                    self._settled = status.seconds
+                    self._take.settle()
         self._tell(
             {
                 "type": "status",

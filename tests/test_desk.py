@@ -161,6 +161,27 @@ def test_only_a_note_alone_on_its_channel_is_bent_and_the_next_begins_unbent(des
     assert heard.took() == []
 
 
+def test_a_voice_that_has_bent_a_channel_is_brought_back_wherever_it_plays(heard):
+    """With a port a voice, channel 2 of one port is not that of another."""
+    voices = []
+    heard.bend = lambda bend: voices.append((bend.note.voice, bend.cents))
+    desk = Desk([heard], MpeZone(), pytest.fail)
+    first, second = note(60, 0, channel=2), note(60, 1, channel=2)
+    desk.note_on(first)
+    desk.bend(Bend(first, 20.0))
+    desk.note_off(off(first))
+    desk.note_on(second)
+    assert voices == [(0, 20.0), (0, 0.0)]
+
+
+def test_a_note_that_begins_at_the_new_pitch_before_the_change_is_carried_out_goes_on(desk, heard):
+    desk.note_on(note(60))
+    desk.change(0, transpose=12)
+    desk.note_on(note(64))
+    desk.apply()
+    assert heard.took() == [("on", 0, 1, 60), ("on", 0, 1, 76), ("off", 0, 1, 60)]
+
+
 # Channels
 
 

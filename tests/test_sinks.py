@@ -10,6 +10,7 @@ import os
 import re
 import socket
 import sys
+import time
 import types
 from dataclasses import replace
 from pathlib import Path
@@ -228,6 +229,19 @@ def test_what_is_settled_once_equals_what_is_encoded_at_the_end(tmp_path, monkey
     once.close()
     assert (tmp_path / "often.mid").read_bytes() == (tmp_path / "once.mid").read_bytes()
     assert sum(map(len, read_notes(tmp_path / "once.mid").values())) > 250
+
+
+def test_a_note_that_began_before_the_take_begins_with_what_is_not_settled_yet():
+    """Else its distance to what is settled would be negative, and encoding it would never end."""
+    take = midi_file.Take(-100.0)
+    for second in range(100, 110):
+        take.note_on(note(60, float(second)))
+        take.note_off(note(60, float(second), second + 0.5))
+    take.encode()
+    take.note_off(note(72, 95.0, 111.0))
+    take.note_off(note(74, 95.0, 96.0))
+    file = mido.MidiFile(file=io.BytesIO(take.encode()))
+    assert sum(m.type == "note_on" for m in file) == sum(m.type == "note_off" for m in file) == 12
 
 
 def test_an_offset_moves_all_notes(tmp_path):
@@ -778,8 +792,20 @@ def test_the_recorded_sound_is_what_was_heard_to_the_sample_with_silence_for_wha
     sink.close()
     sink.close()
     samples, rate = read_wav(tmp_path / "take.wav")
-    assert rate == 48_000
+    assert rate == 48_000 and sink.saved
     np.testing.assert_array_equal(samples, np.concatenate([heard[0], np.zeros(100, np.float32), heard[1], heard[2]]))
+
+
+def test_hours_of_silence_cost_nothing_and_are_there(tmp_path):
+    sink = AudioFileSink(tmp_path / "take.wav", 48_000)
+    sink.sound(Block(np.ones(10, np.float32)), 48_000)
+    begun = time.monotonic()
+    sink.sound(Block(np.zeros(0, np.float32), 48_000 * 3600), 48_000)
+    sink.close()
+    assert time.monotonic() - begun < 1.0
+    info = soundfile.info(tmp_path / "take.wav")
+    assert info.frames == 10 + 48_000 * 3600
+    assert not soundfile.read(tmp_path / "take.wav", start=info.frames - 100)[0].any()
 
 
 def test_a_killed_program_leaves_a_file_that_lacks_a_second_at_most(tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ class AudioFileSink(NoteSink):
             raise UserError(f"cannot record to {str(self.path)!r}: {e.strerror or e}; choose another place") from e
         self._next_save = time.monotonic() + SAVE_SECONDS
         self.closed = False
+        self.saved = False  # True once all of it is there
 
     def sound(self, block: Block, samplerate: int) -> None:
         """The next block; ``samplerate`` is the source's now."""
@@ -58,8 +59,9 @@ class AudioFileSink(NoteSink):
             if self._bytes + BYTES * (block.lost + len(block.samples)) > LARGEST:
                 self._give_up("the file is as long as a WAV can be")
                 return
-            if block.lost:
-                self._write(np.zeros(block.lost, "<f4"))
+            if block.lost:  # hours, it may be: what is skipped reads as silence
+                self._file.seek(BYTES * block.lost, os.SEEK_CUR)
+                self._bytes += BYTES * block.lost
             self._write(block.samples.astype("<f4", copy=False))
             if time.monotonic() >= self._next_save:
                 self._save()
@@ -74,6 +76,7 @@ class AudioFileSink(NoteSink):
             self._save()
             os.fsync(self._file.fileno())
             self._file.close()
+            self.saved = True
         except OSError as e:
             raise UserError(f"the end of {str(self.path)!r} could not be saved: {e.strerror or e}") from e
 
@@ -89,7 +92,7 @@ class AudioFileSink(NoteSink):
 
     def _save(self) -> None:
         """Bring the header up to date with what is there."""
-        self._file.flush()
+        self._file.truncate(HEADER.size + self._bytes)
         self._file.seek(0)
         self._file.write(self._header())
         self._file.flush()

@@ -59,6 +59,7 @@ class MidiFileSink(NoteSink):
         self._next_save = time.monotonic() + CHECKPOINT_SECONDS
         self._warned = False
         self._closed = False
+        self.saved = False  # True once the whole take is where it should be
 
     def note_on(self, note: Note) -> None:
         self._take.note_on(note)
@@ -89,6 +90,7 @@ class MidiFileSink(NoteSink):
         self._closed = True
         try:
             self._save(self._temporary, self._target, durable=True)
+            self.saved = True
         except OSError as e:
             raise UserError(f"cannot save {str(self.path)!r}: {_reason(e)}; {self._rescue()}") from e
 
@@ -143,8 +145,13 @@ class Take:
 
     def encode(self) -> bytes:
         """A type-1 MIDI file: a tempo track, then a track a voice; what still sounds ends now."""
-        now, settled = self._tick(self._now), self._tick(self._now - SETTLED_SECONDS)
-        return _file([track.encode(now, settled) for _, track in sorted(self._tracks.items())])
+        self.settle()
+        return _file([track.encode(self._tick(self._now)) for _, track in sorted(self._tracks.items())])
+
+    def settle(self) -> None:
+        """Encode what can no longer change; now and then, so that no later call has much to do."""
+        for track in self._tracks.values():
+            track.settle(self._tick(self._now - SETTLED_SECONDS))
 
     def _track(self, voice: int) -> "_Track":
         return self._tracks.setdefault(voice, _Track(voice))
@@ -164,6 +171,7 @@ class _Track:
         self._offs: dict[int, tuple[int, bytes]] = {}  # midi -> tick of its last note_off, and that message
 
     def note_on(self, note: Note, tick: int) -> None:
+        tick = max(tick, self._until)
         if note.midi in self.sounding:
             self.note_off(note.midi, tick)
         off, message = self._offs.get(note.midi, (tick, b""))
@@ -176,17 +184,20 @@ class _Track:
     def note_off(self, midi: int, tick: int) -> None:
         note, begun = self.sounding.pop(midi)
         message = _note_off(note)
-        self._offs[midi] = max(tick, begun + 1), message
+        self._offs[midi] = max(tick, begun + 1, self._until), message
         self._events.append((self._offs[midi][0], 0, message))
 
-    def encode(self, now: int, settled: int) -> bytes:
-        """The track as it is, what still sounds ended now; all before tick ``settled`` is encoded for good."""
+    def settle(self, settled: int) -> None:
+        """Encode what lies before a tick for good: nothing can begin or end there any more."""
         self._events.sort()
         done = sum(tick <= settled for tick, *_ in self._events)
         for tick, _, message in self._events[:done]:
             self._settled += _encode(tick - self._until, message)
             self._until = tick
         del self._events[:done]
+
+    def encode(self, now: int) -> bytes:
+        """The track as it is, what still sounds ended now."""
         ends = [(max(now, begun + 1), 0, _note_off(note)) for note, begun in self.sounding.values()]
         track, before = bytearray(self._settled), self._until
         for tick, _, message in sorted(self._events + ends):

@@ -73,6 +73,7 @@ class _PortSink(NoteSink):
         self._bend_range = MPE_BEND_SEMITONES if mpe else BEND_SEMITONES
         self.name, self.api, self._out = open()  # the output is None while it is lost, and once closed
         self._closed = False
+        self._programs: dict[int, int] = {}  # of the channels, from 0: sent again to a port that is back
         self._forget()
         self._tried_at = 0.0
 
@@ -107,11 +108,13 @@ class _PortSink(NoteSink):
         self._send(_PITCH_WHEEL, bend.note.channel, value & 0x7F, value >> 7)
 
     def program(self, program: Program) -> None:
+        self._programs[program.channel] = program.number - 1
         self._send(_PROGRAM_CHANGE, program.channel, program.number - 1)
 
     def panic(self) -> None:
         for channel in range(1, 17):
             self._quiet(channel)
+        self._centre()
         self._forget()
 
     def interrupted(self, hostapi: str) -> None:
@@ -130,6 +133,8 @@ class _PortSink(NoteSink):
         except UserError:
             return
         _log.warning("MIDI port %r (%s) is back", self.name, self.api)
+        for channel, number in self._programs.items():
+            self._send(_PROGRAM_CHANGE, channel, number)
 
     def close(self) -> None:
         if self._closed:
@@ -139,6 +144,7 @@ class _PortSink(NoteSink):
             self._send(_NOTE_OFF, channel, midi, _RELEASE_VELOCITY)
         for channel in sorted(self._used):
             self._quiet(channel)
+        self._centre()
         if self._out is not None:
             if self.api == "jack":
                 time.sleep(LEAVE_SECONDS)
@@ -148,6 +154,11 @@ class _PortSink(NoteSink):
     def _quiet(self, channel: int) -> None:
         self._send(_CONTROL_CHANGE, channel, _ALL_NOTES_OFF, 0)
         self._send(_CONTROL_CHANGE, channel, _ALL_SOUND_OFF, 0)
+
+    def _centre(self) -> None:
+        """Bring the wheel of every channel that was bent back: whoever plays next there shall be in tune."""
+        for channel in sorted(self._ranged):
+            self._send(_PITCH_WHEEL, channel, 0, 8192 >> 7)
 
     def _prepare(self, channel: int) -> None:
         """Tell the receiver, once, how far the wheel goes on this channel, and that there is an MPE zone."""

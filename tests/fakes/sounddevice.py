@@ -59,6 +59,8 @@ class InputStream:
             return False
 
     def start(self):
+        if "FAKE_START_ERROR" in os.environ:
+            raise PortAudioError(os.environ["FAKE_START_ERROR"])
         self._running = True
         threading.Thread(target=self._play, daemon=True).start()
 
