@@ -117,10 +117,10 @@ class Stage:
             pytest.fail(f"jackd does not start: {self.server.out}{self.server.err}")
         self.open_microphone()
 
-    def open_server(self):
+    def open_server(self, samplerate=SAMPLERATE):
         """Whether it has started."""
         # -S: the server waits for slow clients, so that a busy machine loses no sound; -t: and does not give them up
-        options = ["--no-realtime", "-S", "-t", 5000, "-d", "dummy", "-r", SAMPLERATE, "-p", PERIOD, "-C", 1, "-P", 2]
+        options = ["--no-realtime", "-S", "-t", 5000, "-d", "dummy", "-r", samplerate, "-p", PERIOD, "-C", 1, "-P", 2]
         self.server = self.start(self.name, ["jackd", "-n", self.name, *options])
         return self._begun()
 
@@ -247,7 +247,8 @@ def test_a_lost_server_is_told_in_one_line_and_the_take_is_kept(stage, how):
     assert len(told(program, "saved")) == 2
 
 
-def test_a_server_that_comes_back_is_heard_and_played_on_again(stage):
+@pytest.mark.parametrize("samplerate", [SAMPLERATE, 44_100])
+def test_a_server_that_comes_back_is_heard_and_played_on_again(stage, samplerate):
     program = stage.listen()
     program.wait_for("note_on", 8)
     stage.server.process.send_signal(signal.SIGKILL)
@@ -258,7 +259,7 @@ def test_a_server_that_comes_back_is_heard_and_played_on_again(stage):
     # What the screen shows sounding has been ended without waiting for anything to come back.
     assert program.out.count("note_on") == program.out.count("note_off")
     before = program.out.count("note_on")
-    assert stage.open_server()
+    assert stage.open_server(samplerate)
     stage.open_microphone()
     wait_until(lambda: "playing" in stage.microphone.out, 15, lambda: f"not connected: {program.out}{program.err}")
     away = time.monotonic() - killed
