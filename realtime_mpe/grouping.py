@@ -13,6 +13,7 @@ from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_fea
 
 SURE = 1.0  # mean log odds above which groups join without a second look
 JOIN_ABOVE = -0.4  # log odds: groups join a little too readily rather than too seldom
+JOIN_ABOVE_TOLD = 1.5  # where it is known how many players there are, and these are no more
 JOIN_FEATURES = PAIR_FEATURES + 11
 NO_RIVAL = -6.0  # log odds of the next best group where there is none
 
@@ -84,8 +85,12 @@ class Grouping:
         self.affinity = Affinity(weights, PAIR_PREFIX)
         self._join = layers(weights, JOIN_PREFIX)
 
-    def __call__(self, notes: Notes, now: int, at_most: int) -> np.ndarray:
-        """(N,) numbers of groups, 0, 1 ..., no more than ``at_most``; N of at least 2."""
+    def __call__(self, notes: Notes, now: int, at_most: int, told: bool = False) -> np.ndarray:
+        """(N,) numbers of groups, 0, 1 ..., no more than ``at_most``; N of at least 2.
+
+        told : whether there are exactly so many, sooner or later.
+        """
+        join_above = JOIN_ABOVE_TOLD if told else JOIN_ABOVE
         features = pair_features(notes, now)
         odds = self.affinity(features)
         groups = Groups(features, odds, linked(odds))
@@ -93,7 +98,7 @@ class Grouping:
             a, b, known = groups.candidates()
             joins = self.join_odds(known)
             likest = int(np.argmax(joins))
-            if joins[likest] <= JOIN_ABOVE and len(groups) <= at_most:
+            if joins[likest] <= join_above and len(groups) <= at_most:
                 break
             groups.join(a[likest], b[likest])
         return groups.group

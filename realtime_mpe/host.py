@@ -37,16 +37,19 @@ class Settings:
     """What the user turns.
 
     lookahead : 0..4 frames, None = the model's own.  sensitivity : 0..1, 0.5 is neutral.  bend : whether the sinks are
-    told how the pitch of sounding notes moves.
+    told how the pitch of sounding notes moves.  players : how many there are, None = found out.
     """
 
     lookahead: int | None = None
     sensitivity: float = 0.5
     bend: bool = False
+    players: int | None = None
 
     def __post_init__(self) -> None:
         if self.lookahead is not None and not 0 <= self.lookahead <= MAX_LOOKAHEAD:
             raise UserError(f"look-ahead {self.lookahead} is outside 0..{MAX_LOOKAHEAD} frames of 32 ms")
+        if self.players is not None and self.players < 1:
+            raise UserError(f"{self.players} players play nothing; give 1 or more")
         if not 0.0 <= self.sensitivity <= 1.0:
             raise UserError(f"sensitivity {self.sensitivity} is outside 0..1 (0.5 is neutral)")
 
@@ -72,7 +75,7 @@ class Engine:
         self._cqt = StreamingCqt(info.analysis)
         thresholds = info.thresholds[lookahead].shifted(settings.sensitivity)
         self._tracker = NoteTracker(info.analysis.n_pitches, thresholds, lookahead)
-        self._voices = model.voices()
+        self._voices = model.voices(settings.players)
         self._channels = channels or ChannelMap()
         self.sinks = SinkGroup(sinks, warn)
         self.meter = InputMeter()

@@ -223,9 +223,16 @@ class OnnxModel:
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
 
-    def voices(self) -> VoiceMemory | SlotVoices:
-        """Who gives the notes to players; without a pointer all notes are one voice's."""
-        return VoiceMemory(self.pointer, self.info.voices, self.grouping) if self.pointer else SlotVoices(1)
+    def voices(self, players: int | None = None) -> VoiceMemory | SlotVoices:
+        """Who gives the notes to players; without a pointer all notes are one voice's.
+
+        players : how many there are, if that is known; UserError if they are more than can be told apart.
+        """
+        if players is not None and not 1 <= players <= self.info.voices:
+            raise UserError(f"{self.info.name} cannot tell {players} players apart; choose 1 to {self.info.voices}")
+        if self.pointer is None:
+            return SlotVoices(1)
+        return VoiceMemory(self.pointer, players or self.info.voices, self.grouping, told=players is not None)
 
     def reset(self) -> None:
         """As if only silence had been heard."""

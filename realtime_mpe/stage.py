@@ -70,6 +70,7 @@ def open_all(args: argparse.Namespace, opened: list) -> Stage:
     channels = mapping(args)
     programs = () if args.gm is None else parse_programs(args.gm)
     model = load_model(args.model)
+    voices = min(settings.players or model.info.voices, model.info.voices)
     ports, rest = played_on(args), others(args)
     source_spec = args.source or ("device" if args.device is None else f"device:{args.device}")
 
@@ -86,7 +87,7 @@ def open_all(args: argparse.Namespace, opened: list) -> Stage:
             options = {"mpe": True} if args.mpe_zone else {}
             options |= {"api": args.midi_api} if args.midi_api else {}
         if kind == "split":
-            options["voices"] = model.info.voices
+            options["voices"] = voices
         return open_sink(spec, **options)
 
     playing = [open_port(spec) for spec in ports]
@@ -122,7 +123,7 @@ def open_all(args: argparse.Namespace, opened: list) -> Stage:
         def adjust(**changes: int | float) -> None:
             desk.later(lambda: engine.adjust(**changes))
 
-        sinks.append(WebView(args.web, desk, chosen, model.info.voices, source.name, adjust))
+        sinks.append(WebView(args.web, desk, chosen, voices, source.name, adjust))
         opened.append(sinks[-1])
         tell(f"open {sinks[-1].url}", "web")
     sinks += [open_sink(spec, **late.get(_kind(spec), {})) for spec in rest if _kind(spec) in AFTER_SOURCE]

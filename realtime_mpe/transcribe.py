@@ -150,6 +150,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--latency", choices=LATENCIES, help="look-ahead 0, 1 or 2: later, but surer (default: balanced)"
     )
     delay.add_argument("--lookahead", type=int, metavar="0..4", help="in frames of 32 ms (default: the model's own)")
+    parser.add_argument("--players", type=int, metavar="N", help="how many play (default: found out)")
     parser.add_argument(
         "--sensitivity", type=float, default=Settings.sensitivity, metavar="0..1", help="(default: %(default)s)"
     )
@@ -158,7 +159,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 def engine_settings(args: argparse.Namespace, bend: bool = False) -> Settings:
     """What `add_engine_arguments` asked for; UserError if it is out of range."""
     lookahead = args.lookahead if args.latency is None else LATENCIES[args.latency]
-    return Settings(lookahead, args.sensitivity, bend)
+    return Settings(lookahead, args.sensitivity, bend, args.players)
 
 
 class Job(NamedTuple):

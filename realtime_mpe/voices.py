@@ -47,8 +47,8 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class VoiceMemory:
-    """Voices of one performance. ``max_voices`` bounds how many are told apart; without ``grouping`` the memory never
-    thinks better of a choice.
+    """Voices of one performance. ``max_voices`` bounds how many are told apart, and is how many there are if ``told``;
+    without ``grouping`` the memory never thinks better of a choice.
 
     The memory is a list of at most MEMORY notes in the order they began. A note that sounds has an infinite end, so
     that nothing here can know when it will end.
@@ -56,10 +56,11 @@ class VoiceMemory:
 
     latency = 0
 
-    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None):
+    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, told: bool = False):
         self.max_voices = max_voices
         self._scorer = scorer
         self._grouping = grouping
+        self._told = told
         self.reset()
 
     def reset(self) -> None:
@@ -136,7 +137,7 @@ class VoiceMemory:
     def _order(self) -> None:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
         n = self._n
-        group = self._grouping(self.notes(), self._hop, self.max_voices)
+        group = self._grouping(self.notes(), self._hop, self.max_voices, self._told)
         small = np.bincount(group) < SMALLEST_GROUP
         claims = np.zeros((len(small), self.max_voices))
         np.add.at(claims, (group, self._sent[:n]), 1.0)

@@ -88,8 +88,10 @@ class WindowModel:
         self._age = -1  # calls since the network ran
         self._said: tuple[np.ndarray, np.ndarray] | None = None
 
-    def voices(self) -> SlotVoices:
-        """Who gives the notes to players."""
+    def voices(self, players: int | None = None) -> SlotVoices:
+        """Who gives the notes to players. UserError if it is said how many there are: the slots are what they are."""
+        if players is not None:
+            raise UserError(f"{self.info.name} gives notes to its {self.info.voices} slots; leave --players out")
         return SlotVoices(self.info.voices)
 
     def process(self, frame: np.ndarray) -> Posteriors:

@@ -257,6 +257,16 @@ def test_files_of_any_rate_and_channel_count(rt_mpe, tiny_model, tmp_path, tune)
         assert np.abs(mix - mixes[0]).mean() < 0.01 < mixes[0].mean()
 
 
+def test_told_how_many_play_there_are_no_more_voices(rt_mpe, tiny_model, tune_wav, tmp_path):
+    for players in ("1", "2"):
+        out = tmp_path / f"{players}.mid"
+        assert rt_mpe("transcribe", tune_wav, "-o", out, "--model", tiny_model, "--players", players).code == 0
+        assert len(mido.MidiFile(out).tracks) - 1 <= int(players)
+    for players, wanted in (("0", "give 1 or more"), ("99", "choose 1 to")):
+        ended = rt_mpe("transcribe", tune_wav, "-o", tmp_path / "x.mid", "--model", tiny_model, "--players", players)
+        assert ended.code == 2 and wanted in ended.err[0]
+
+
 def test_midi_file_holds_the_notes(rt_mpe, tiny_model, tune_wav, tmp_path):
     out = tmp_path / "x.mid"
     out.write_bytes(b"an older result")

@@ -13,7 +13,7 @@ from realtime_mpe.training.pointer import StudiedMemory, home_share, study
 from realtime_mpe.voices import BEST, MEMORY, SMALLEST_GROUP, VoiceMemory
 
 
-def alike(some: Notes, now: int, at_most: int) -> np.ndarray:
+def alike(some: Notes, now: int, at_most: int, told: bool) -> np.ndarray:
     """A grouping that trusts timbre alone."""
     return linked(12.0 * (some.unit @ some.unit.T) - 6.0, 0.0)
 
@@ -92,6 +92,16 @@ def test_there_are_never_more_groups_than_voices():
     some = notes(np.random.default_rng(2), 30)
     assert len(set(grouping(some, 90, 30))) > 3
     assert set(grouping(some, 90, 3)) == {0, 1, 2}
+
+
+def test_told_how_many_there_are_groups_join_less_readily():
+    network = GroupingNetwork()
+    torch.nn.init.zeros_(network.join.layers[4].weight)
+    torch.nn.init.constant_(network.join.layers[4].bias, 0.5)  # it would rather join everything
+    grouping = as_grouping(network)
+    some = notes(np.random.default_rng(2), 30)
+    assert set(grouping(some, 90, 4)) == {0}
+    assert set(grouping(some, 90, 4, told=True)) == {0, 1, 2, 3}
 
 
 def test_right_joins_are_those_of_notes_of_one_player():
