@@ -20,8 +20,9 @@ from . import latency, soak
 from .analysis import FRAME_SECONDS
 from .analysis import SAMPLERATE as GRID
 from .errors import UserError
-from .host import LATENCIES, Engine, Settings
+from .host import Engine
 from .model import DEFAULT_MODEL, OnnxModel, load_model
+from .settings import LATENCIES, Settings
 from .sinks.base import NoteSink
 
 SAMPLERATE = 48_000  # Hz, of most sound devices

@@ -5,13 +5,17 @@ than the 33 cents between two bins: least squares fit a parabola. Measured on ha
 at most within 40 cents of the pitch, where the note stands alone.
 """
 
+from collections.abc import Iterator, Mapping
+
 import numpy as np
 
 from .analysis import BINS_PER_PITCH
 from .cqt import RANGE_DB
+from .events import Bend, Note
 
 PARTIALS = 2  # higher ones are masked by other players more often than they help
 REACH = 3  # bins to either side of a partial, a semitone: as far as the hill is a parabola
+SMOOTHING = 0.5  # share of the newest frame: one frame may be another player's attack
 MOST_CENTS = 50.0  # beyond it, it is another note
 _OFFSETS = np.arange(-REACH, REACH + 1)
 _FIT = np.linalg.pinv(np.stack([_OFFSETS**2, _OFFSETS], 1) - np.mean(np.stack([_OFFSETS**2, _OFFSETS], 1), 0))
@@ -37,3 +41,22 @@ def cents(frame: np.ndarray, pitch: int) -> float | None:
     if not total:
         return None
     return float(np.clip(100.0 / BINS_PER_PITCH * weighted / total, -MOST_CENTS, MOST_CENTS))
+
+
+class PitchFollower:
+    """The pitch of sounding notes from frame to frame."""
+
+    def __init__(self) -> None:
+        self._cents: dict[int, tuple[Note, float]] = {}  # by pitch row
+
+    def process(self, frame: np.ndarray, sounding: Mapping[int, Note]) -> Iterator[Bend]:
+        """frame : (n_bins,) levels.  sounding : pitch row -> note. What can be told of them now."""
+        for pitch, note in sounding.items():
+            found = cents(frame, pitch)
+            if found is None:
+                continue
+            followed, before = self._cents.get(pitch, (None, 0.0))
+            before = before if followed is note else 0.0
+            now = before + SMOOTHING * (found - before)
+            self._cents[pitch] = note, now
+            yield Bend(note, now)

@@ -40,6 +40,8 @@ POLL_SECONDS = 0.2  # without sound, after which the show goes on without
 DEAF_SECONDS = 2 * STALL_SECONDS  # without a word from a child that would say so after half of it
 HARDWARE = re.compile(r" ?\((hw|plughw):[^)]*\)")  # of an ALSA name: another one after the device was plugged in again
 
+NOTHING = Block(np.zeros(0, np.float32))
+
 log = logging.getLogger(__name__)
 
 
@@ -137,9 +139,6 @@ class Capture(AudioSource):
         self.stop()
         if self._child is not None:
             self._child.close()
-
-
-NOTHING = Block(np.zeros(0, np.float32))
 
 
 class Child:

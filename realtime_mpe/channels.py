@@ -129,7 +129,7 @@ class MpeZone:
 
 
 def parse_map(text: str) -> dict[int, int]:
-    """ "1=3,2=10", as people count, to {0: 3, 1: 10}; UserError if it is not of this form."""
+    """The text "1=3,2=10", as people count, to {0: 3, 1: 10}; UserError if it is not of this form."""
     found: dict[int, int] = {}
     for pair in text.split(","):
         voice, equals, channel = pair.partition("=")

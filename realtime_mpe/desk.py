@@ -168,7 +168,7 @@ class Desk(NoteSink):
 
 
 def parse_programs(text: str) -> tuple[int, ...]:
-    """ "41,72" -> (41, 72); the built-in choice for an empty text. UserError if one is no program."""
+    """The text "41,72" -> (41, 72); the built-in choice for an empty one. UserError if one is no program."""
     if not text:
         return GM_PROGRAMS
     words = [word.strip() for word in text.split(",")]

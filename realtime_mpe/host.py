@@ -9,49 +9,24 @@ the 16 kHz grid; seconds are derived from it where notes leave.
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from . import bend
-from .analysis import FIRST_MIDI, HOP, MAX_LOOKAHEAD, SAMPLERATE
+from .analysis import FIRST_MIDI, HOP, SAMPLERATE
+from .bend import PitchFollower
 from .channels import ChannelMap, MpeZone
 from .cqt import StreamingCqt
-from .errors import UserError
-from .events import Bend, Note, Status
+from .events import Note, Status
 from .meter import InputMeter
 from .model import OnnxModel
 from .notes import NoteTracker, velocity
 from .resample import Resampler
+from .settings import Settings
 from .sinks.base import NoteSink
 from .sinks.group import SinkGroup
 from .source import Block
 from .voices import HISTORY_HOPS
-
-LATENCIES = {"low": 0, "balanced": 1, "accurate": 2}  # look-ahead in frames; later ones make little better
-BEND_SMOOTHING = 0.5  # share of the newest frame
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What the user turns.
-
-    lookahead : 0..4 frames, None = the model's own.  sensitivity : 0..1, 0.5 is neutral.  bend : whether the sinks are
-    told how the pitch of sounding notes moves.  players : how many there are, None = found out.
-    """
-
-    lookahead: int | None = None
-    sensitivity: float = 0.5
-    bend: bool = False
-    players: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.lookahead is not None and not 0 <= self.lookahead <= MAX_LOOKAHEAD:
-            raise UserError(f"look-ahead {self.lookahead} is outside 0..{MAX_LOOKAHEAD} frames of 32 ms")
-        if self.players is not None and self.players < 1:
-            raise UserError(f"{self.players} players play nothing; give 1 or more")
-        if not 0.0 <= self.sensitivity <= 1.0:
-            raise UserError(f"sensitivity {self.sensitivity} is outside 0..1 (0.5 is neutral)")
 
 
 class Engine:
@@ -66,15 +41,13 @@ class Engine:
         warn: Callable[[str], None] = warnings.warn,
         channels: ChannelMap | MpeZone | None = None,
     ):
-        self._settings = settings = settings or Settings()
+        self._settings = settings = (settings or Settings()).of(model.info)
         info = model.info
-        lookahead = info.lookahead if settings.lookahead is None else settings.lookahead
         self._model = model
         self._model.reset()
         self._resampler = Resampler(samplerate)
         self._cqt = StreamingCqt(info.analysis)
-        thresholds = info.thresholds[lookahead].shifted(settings.sensitivity)
-        self._tracker = NoteTracker(info.analysis.n_pitches, thresholds, lookahead)
+        self._tracker = NoteTracker(info.analysis.n_pitches, settings.thresholds(info), settings.lookahead)
         self._voices = model.voices(settings.players)
         self._channels = channels or ChannelMap()
         self.sinks = SinkGroup(sinks, warn)
@@ -83,19 +56,18 @@ class Engine:
         self._embeddings = deque(maxlen=HISTORY_HOPS)
         self._levels = deque(maxlen=model.latency + 1)  # frames; the oldest is the one the model speaks of
         self._sounding: dict[int, Note] = {}
-        self._cents: dict[int, float] | None = {} if settings.bend else None  # of sounding notes, by pitch
+        self._follower = PitchFollower() if settings.bend else None
         self.latencies = {  # samples at 16 kHz, of every stage
             "resampler": self._resampler.latency,
             "front end": self._cqt.latency,
             "model": model.latency * HOP,
-            "look-ahead": lookahead * HOP,
+            "look-ahead": settings.lookahead * HOP,
         }
         self._delay = self._cqt.latency // HOP + model.latency  # frames that come out before label frame 0
         self._hop = -self._delay  # of the label clock, since the start or the last gap
         self._origin = 0  # 16 kHz sample at which hop 0 began
         self._counted = 0, 0  # 16 kHz sample at which the source got its present rate, and samples until then
         self._hops_before = 0  # the voices' clock never starts again: whole hops before hop 0
-        self.lookahead = lookahead
         self.lost = 0  # samples at the source's rate
 
     @property
@@ -113,6 +85,10 @@ class Engine:
         return tuple(self._sounding.values())
 
     @property
+    def lookahead(self) -> int:
+        return self._settings.lookahead
+
+    @property
     def voices(self) -> int:
         return self._voices.count
 
@@ -123,11 +99,9 @@ class Engine:
 
     def adjust(self, **changes: int | float) -> None:
         """Set ``lookahead`` or ``sensitivity`` from the next hop on; what sounds goes on. UserError as of Settings."""
-        self._settings = settings = replace(self._settings, **changes)
-        info = self._model.info
-        self.lookahead = info.lookahead if settings.lookahead is None else settings.lookahead
+        self._settings = replace(self._settings, **changes)
         self._tracker.latency = self.lookahead
-        self._tracker.thresholds = info.thresholds[self.lookahead].shifted(settings.sensitivity)
+        self._tracker.thresholds = self._settings.thresholds(self._model.info)
         self.latencies["look-ahead"] = self.lookahead * HOP
 
     def change_rate(self, samplerate: int) -> None:
@@ -212,19 +186,10 @@ class Engine:
                 now = self._hops_before + self._hop - 1
                 for pitch, voice in self._voices.note_ons(starts, np.stack(self._embeddings), now):
                     self._note_on(voice, pitch, begun[pitch].frame, self._levels[0])
-            if self._cents is not None:
-                self._bend(self._levels[0])
+            if self._follower is not None:
+                for bend in self._follower.process(self._levels[0], self._sounding):
+                    self.sinks.tell("bend", bend)
             self._voices.hear(posteriors.embedding)
-
-    def _bend(self, frame: np.ndarray) -> None:
-        """Follow the pitch of what sounds, smoothly: one frame may be another player's attack."""
-        for pitch, note in self._sounding.items():
-            found = bend.cents(frame, pitch)
-            if found is None:
-                continue
-            before = self._cents.get(pitch, 0.0)
-            self._cents[pitch] = now = before + BEND_SMOOTHING * (found - before)
-            self.sinks.tell("bend", Bend(note, now))
 
     def _second(self, label_frame: int) -> float:
         """An event is first seen in the frame after it, so half a hop earlier is the best guess."""
@@ -245,8 +210,6 @@ class Engine:
 
     def _note_off(self, pitch: int, label_frame: int) -> None:
         note = self._sounding.pop(pitch)
-        if self._cents is not None:
-            self._cents.pop(pitch, None)
         self._voices.note_off(pitch, self._hops_before + label_frame)
         self._channels.note_off(note.voice, note.midi)
         offset = max(self._second(label_frame), note.onset + HOP / SAMPLERATE / 2)

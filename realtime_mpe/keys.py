@@ -11,7 +11,26 @@ import threading
 import time
 from collections.abc import Callable
 
+from .desk import Desk
+from .source import AudioSource
+
 HELP = "q quit  space silence  1-9 mute"
+
+
+class Console:
+    """What each key does."""
+
+    def __init__(self, source: AudioSource, desk: Desk):
+        self._source, self._desk = source, desk
+
+    def press(self, key: str) -> None:
+        if key in "qQ":
+            self._source.stop()
+        elif key == " ":
+            self._desk.silence()
+        elif key in "123456789":
+            voice = int(key) - 1
+            self._desk.change(voice, mute=not self._desk.strip(voice).mute)
 
 
 class Keys:

@@ -21,8 +21,9 @@ import numpy as np
 
 from .errors import UserError
 from .events import Note
-from .host import Engine, Settings
+from .host import Engine
 from .model import OnnxModel
+from .settings import Settings
 from .sinks.base import NoteSink
 from .source import FileSource
 

@@ -6,7 +6,6 @@ source -> engine -> desk -> what is played on
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from .channels import ChannelMap, MpeZone, parse_map
 from .desk import Desk, parse_programs
 from .errors import UserError, tell
 from .host import Engine
-from .keys import HELP, Keys
+from .keys import HELP, Console, Keys
 from .model import load_model
 from .sinks.audio_file import AudioFileSink
 from .sinks.base import NoteSink
@@ -70,6 +69,7 @@ def open_all(args: argparse.Namespace, opened: list) -> Stage:
     channels = mapping(args)
     programs = () if args.gm is None else parse_programs(args.gm)
     model = load_model(args.model)
+    settings = settings.of(model.info)
     voices = min(settings.players or model.info.voices, model.info.voices)
     ports, rest = played_on(args), others(args)
     source_spec = args.source or ("device" if args.device is None else f"device:{args.device}")
@@ -117,13 +117,10 @@ def open_all(args: argparse.Namespace, opened: list) -> Stage:
     if args.web is not None:
         from .web import WebView  # asyncio alone takes as long to import as all the rest
 
-        lookahead = model.info.lookahead if settings.lookahead is None else settings.lookahead
-        chosen = replace(settings, lookahead=lookahead)
-
         def adjust(**changes: int | float) -> None:
             desk.later(lambda: engine.adjust(**changes))
 
-        sinks.append(WebView(args.web, desk, chosen, voices, source.name, adjust))
+        sinks.append(WebView(args.web, desk, settings, voices, source.name, adjust))
         opened.append(sinks[-1])
         tell(f"open {sinks[-1].url}", "web")
     sinks += [open_sink(spec, **late.get(_kind(spec), {})) for spec in rest if _kind(spec) in AFTER_SOURCE]
@@ -141,22 +138,6 @@ def mapping(args: argparse.Namespace) -> ChannelMap | MpeZone:
             raise UserError("--mpe-zone gives every note a channel of its own, and --map every voice; choose one")
         return MpeZone()
     return ChannelMap(parse_map(args.map) if args.map is not None else None)
-
-
-class Console:
-    """What the keys do."""
-
-    def __init__(self, source: AudioSource, desk: Desk):
-        self._source, self._desk = source, desk
-
-    def press(self, key: str) -> None:
-        if key in "qQ":
-            self._source.stop()
-        elif key == " ":
-            self._desk.silence()
-        elif key in "123456789":
-            voice = int(key) - 1
-            self._desk.change(voice, mute=not self._desk.strip(voice).mute)
 
 
 def source_options(args: argparse.Namespace, spec: str) -> dict:

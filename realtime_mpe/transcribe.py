@@ -18,9 +18,10 @@ import numpy as np
 from .analysis import FIRST_MIDI, FRAME_SECONDS, HOP, N_PITCHES, SAMPLERATE
 from .errors import UserError, tell
 from .events import Note
-from .host import LATENCIES, Engine, Settings
+from .host import Engine
 from .meter import SILENCE_DB
 from .model import DEFAULT_MODEL, OnnxModel, load_model
+from .settings import LATENCIES, Settings
 from .sinks.base import NoteSink
 from .sinks.midi_file import MidiFileSink
 from .source import FileSource

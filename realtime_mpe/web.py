@@ -22,7 +22,7 @@ from importlib import resources
 from .desk import Desk
 from .errors import UserError
 from .events import Note, Status
-from .host import Settings
+from .settings import Settings
 from .sinks.base import NoteSink
 from .sinks.midi_file import Take
 

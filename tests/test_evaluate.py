@@ -13,8 +13,8 @@ import soundfile
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES, PAPER, SAMPLERATE
 from realtime_mpe.errors import UserError
-from realtime_mpe.host import Settings
 from realtime_mpe.notes import Thresholds
+from realtime_mpe.settings import Settings
 from realtime_mpe.training import evaluate, metrics, predict
 from realtime_mpe.training.data.midi import read_stems
 from realtime_mpe.window_model import WindowInfo

@@ -8,8 +8,9 @@ import pytest
 
 from realtime_mpe.channels import ChannelMap
 from realtime_mpe.desk import Desk
-from realtime_mpe.host import Engine, Settings
+from realtime_mpe.host import Engine
 from realtime_mpe.model import OnnxModel
+from realtime_mpe.settings import Settings
 from realtime_mpe.sinks.base import NoteSink
 
 RATES = (8_000, 11_025, 16_000, 22_050, 44_100, 48_000, 96_000, 192_000)

@@ -19,8 +19,9 @@ from realtime_mpe.channels import ChannelMap
 from realtime_mpe.desk import Desk, Strip
 from realtime_mpe.errors import UserError
 from realtime_mpe.events import Note, Status
-from realtime_mpe.host import Engine, Settings
+from realtime_mpe.host import Engine
 from realtime_mpe.model import load_model
+from realtime_mpe.settings import Settings
 from realtime_mpe.source import FileSource
 from realtime_mpe.web import QUEUE, WebView
 

@@ -12,9 +12,10 @@ import torch
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_BINS, N_PITCHES, SAMPLERATE
 from realtime_mpe.bench import measure, table
-from realtime_mpe.host import Engine, Settings
+from realtime_mpe.host import Engine
 from realtime_mpe.model import OnnxModel, load_model
 from realtime_mpe.notes import Thresholds
+from realtime_mpe.settings import Settings
 from realtime_mpe.sinks.base import NoteSink
 from realtime_mpe.training.export import export_window
 from realtime_mpe.training.network import HARMONIC_BINS

@@ -39,8 +39,8 @@ from pathlib import Path
 import numpy as np
 
 from realtime_mpe.errors import UserError
-from realtime_mpe.host import Settings
 from realtime_mpe.model import model_path
+from realtime_mpe.settings import Settings
 from realtime_mpe.window_model import WindowInfo
 
 from . import metrics, protocol

@@ -18,9 +18,9 @@ import soundfile
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, N_BINS, PAPER, SAMPLERATE
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.errors import UserError
-from realtime_mpe.host import Settings
 from realtime_mpe.model import load_model, model_path, open_session
 from realtime_mpe.plugins import known
+from realtime_mpe.settings import Settings
 from realtime_mpe.transcribe import transcribe_file
 from realtime_mpe.window_model import WindowInfo
 
