@@ -32,7 +32,7 @@ class Notes(NamedTuple):
     frames: np.ndarray
 
 
-def pair_features(notes: Notes, now: int) -> np.ndarray:
+def pair_features(notes: Notes, now: float) -> np.ndarray:
     """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2; ``now`` is the frame up to which notes sound."""
     n = len(notes.pitch)
     itself = np.eye(n, dtype=bool)

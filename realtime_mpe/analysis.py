@@ -2,6 +2,9 @@
 
 A *frame* is one column of the front end, one hop of 512 samples at 16 kHz = 32 ms (31.25 frames a second, a
 fraction that is never rounded). Label frame i is centred on second ``i * HOP / SAMPLERATE`` of the input.
+
+The engine decides more often than that. A live model hears the sound in PHASES interleaved series of frames, each
+with states of its own, and speaks at every *step*, one PHASES-th of a hop.
 """
 
 from dataclasses import asdict, dataclass, fields
@@ -13,6 +16,7 @@ FIRST_MIDI = 23  # B0, the lowest of the paper's 72 pitches; the highest is MIDI
 N_PITCHES = 72
 BINS_PER_PITCH = 3
 N_BINS = N_PITCHES * BINS_PER_PITCH
+PHASES = 2  # 16 ms a step: finer ones would cost as much again for a few milliseconds
 MAX_LOOKAHEAD = 4  # frames; the model answers for every look-ahead from 0 to this
 
 

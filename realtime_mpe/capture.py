@@ -260,19 +260,20 @@ class Shortfall:
     def __init__(self, samplerate: int):
         self._samplerate = samplerate
         self._told = False
-        self._start(time.monotonic())
-
-    def _start(self, now: float) -> None:
-        self._since, self._samples = now, 0
+        self._since: float | None = None  # the first block: a sound server takes its time until then
+        self._samples = 0  # that came after it
 
     def missing(self, samples: int) -> bool:
         """Count so many samples in; True once, when SHORTFALL_SECONDS are missing from WATCH_SECONDS."""
-        self._samples += samples
         now = time.monotonic()
+        if self._since is None:
+            self._since = now
+            return False
+        self._samples += samples
         if self._told or now - self._since < WATCH_SECONDS:
             return False
         self._told = now - self._since - self._samples / self._samplerate > SHORTFALL_SECONDS
-        self._start(now)
+        self._since, self._samples = now, 0
         return self._told
 
 

@@ -43,8 +43,7 @@ class Bank(NamedTuple):
 def kernels(config: AnalysisConfig) -> tuple[Bank, ...]:
     """Hann kernels of all bins, lowest first. Each window sums to 1, so that a sine of amplitude a reads a / 2.
 
-    Right-aligned ones are one bank, for they are short. Centred ones are a bank an octave: most of a common one would
-    be zeros, and at this size reading it is what costs.
+    A bank holds an octave: most of a common one would be zeros, and reading it is what costs.
     """
     if config.alignment not in ("right", "centre"):
         raise ValueError(f"alignment {config.alignment!r} is unknown; the front end knows 'right' and 'centre'")
@@ -55,7 +54,7 @@ def kernels(config: AnalysisConfig) -> tuple[Bank, ...]:
     lengths = np.maximum(lengths, lengths[config.n_pitches * config.bins_per_pitch - 1])
     centred = config.alignment == "centre"
     banks = []
-    size = 12 * config.bins_per_pitch if centred else len(frequencies)
+    size = 12 * config.bins_per_pitch
     for first in range(0, len(frequencies), size):
         own = lengths[first : first + size]
         behind, ahead = (own.max() // 2 + 1,) * 2 if centred else (own.max(), 0)
@@ -83,14 +82,15 @@ def level(spectrum: np.ndarray) -> np.ndarray:
 
 
 class StreamingCqt:
-    """Samples at ``config.samplerate`` in, frames out; frame n is complete with sample ``(n + 1) * hop - 1``.
+    """Samples at ``config.samplerate`` in, frames out; frame n is complete with sample ``(n + 1) * step - 1``.
 
-    ``latency`` : samples, whole hops, by which a frame's centre lies before that. 0 for right-aligned kernels, whose
-    newest sample is that of the hop.
+    steps : frames a hop; ``step`` is their distance in samples.  ``latency`` : samples, whole hops, by which a frame's
+    centre lies before that. 0 for right-aligned kernels, whose newest sample is that of the step.
     """
 
-    def __init__(self, config: AnalysisConfig):
+    def __init__(self, config: AnalysisConfig, steps: int = 1):
         self.config = config
+        self.step = config.hop // steps
         self._banks = kernels(config)
         self.latency = -(-max(bank.ahead for bank in self._banks) // config.hop) * config.hop
         self.reset()
@@ -98,26 +98,27 @@ class StreamingCqt:
     def reset(self) -> None:
         """Forget all samples: the next frame sees silence before its own."""
         reach = max(bank.behind for bank in self._banks)
-        self._history = np.zeros(max(reach + self.latency - self.config.hop, 0), np.float32)
+        self._history = np.zeros(max(reach + self.latency - self.step, 0), np.float32)
         self._pending = np.zeros(0, np.float32)
 
     def process(self, samples: np.ndarray) -> np.ndarray:
-        """(n,) float32 samples -> (m, n_bins) float32 levels of the hops that are now complete."""
-        hop = self.config.hop
+        """(n,) float32 samples -> (m, n_bins) float32 levels of the frames that are now complete."""
+        step = self.step
         pending = np.concatenate([self._pending, np.asarray(samples, np.float32)])
-        n_frames = len(pending) // hop
+        n_frames = len(pending) // step
         signal = np.concatenate([self._history, pending])
         frames = np.empty((n_frames, self.config.n_bins), np.float32)
-        for n in range(n_frames):  # one product of one shape a hop: chopping the input cannot change the rounding
-            centre = len(self._history) + (n + 1) * hop - self.latency
+        for n in range(n_frames):  # products of one shape a frame: chopping the input cannot change the rounding
+            centre = len(self._history) + (n + 1) * step - self.latency
             products = [signal[centre - bank.behind : centre + bank.ahead] @ bank.kernels for bank in self._banks]
-            frames[n] = np.concatenate([level(product) for product in products])
-        used = n_frames * hop
+            halves = [product.reshape(2, -1) for product in products]
+            frames[n] = level(np.concatenate(halves, 1).ravel())
+        used = n_frames * step
         self._history = signal[used : used + len(self._history)]
         self._pending = pending[used:]
         return frames
 
     def flush(self) -> np.ndarray:
-        """The last, partly filled hop completed with silence, and what the latency still holds: (m, n_bins)."""
-        missing = -len(self._pending) % self.config.hop
+        """The last, partly filled step completed with silence, and what the latency still holds: (m, n_bins)."""
+        missing = -len(self._pending) % self.step
         return self.process(np.zeros(missing + self.latency, np.float32))

@@ -85,7 +85,7 @@ class Grouping:
         self.affinity = Affinity(weights, PAIR_PREFIX)
         self._join = layers(weights, JOIN_PREFIX)
 
-    def __call__(self, notes: Notes, now: int, at_most: int, told: bool = False) -> np.ndarray:
+    def __call__(self, notes: Notes, now: float, at_most: int, told: bool = False) -> np.ndarray:
         """(N,) numbers of groups, 0, 1 ..., no more than ``at_most``; N of at least 2.
 
         told : whether there are exactly so many, sooner or later.

@@ -26,7 +26,7 @@ from .settings import Settings
 from .sinks.base import NoteSink
 from .sinks.group import SinkGroup
 from .source import Block
-from .voices import HISTORY_HOPS
+from .voices import HISTORY_FRAMES
 
 
 class Engine:
@@ -46,15 +46,16 @@ class Engine:
         self._model = model
         self._model.reset()
         self._resampler = Resampler(samplerate)
-        self._cqt = StreamingCqt(info.analysis)
-        self._tracker = NoteTracker(info.analysis.n_pitches, settings.thresholds(info), settings.lookahead)
+        self._steps = model.steps  # a hop
+        self._cqt = StreamingCqt(info.analysis, self._steps)
+        self._tracker = NoteTracker(info.analysis.n_pitches, settings.thresholds(info), settings.lookahead, self._steps)
         self._voices = model.voices(settings.players)
         self._channels = channels or ChannelMap()
         self.sinks = SinkGroup(sinks, warn)
         self.meter = InputMeter()
         self.warn = warn
-        self._embeddings = deque(maxlen=HISTORY_HOPS)
-        self._levels = deque(maxlen=model.latency + 1)  # frames; the oldest is the one the model speaks of
+        self._embeddings = deque(maxlen=HISTORY_FRAMES * self._steps)
+        self._levels = deque(maxlen=model.latency * self._steps + 1)  # the oldest is the frame that the model speaks of
         self._sounding: dict[int, Note] = {}
         self._follower = PitchFollower() if settings.bend else None
         self.latencies = {  # samples at 16 kHz, of every stage
@@ -63,11 +64,11 @@ class Engine:
             "model": model.latency * HOP,
             "look-ahead": settings.lookahead * HOP,
         }
-        self._delay = self._cqt.latency // HOP + model.latency  # frames that come out before label frame 0
-        self._hop = -self._delay  # of the label clock, since the start or the last gap
-        self._origin = 0  # 16 kHz sample at which hop 0 began
+        self._delay = self._cqt.latency // self._cqt.step + model.latency * self._steps  # frames before the first label
+        self._step = -self._delay  # of the label clock, since the start or the last gap
+        self._origin = 0  # 16 kHz sample at which step 0 began
         self._counted = 0, 0  # 16 kHz sample at which the source got its present rate, and samples until then
-        self._hops_before = 0  # the voices' clock never starts again: whole hops before hop 0
+        self._steps_before = 0  # the voices' clock never starts again: whole steps before step 0
         self.lost = 0  # samples at the source's rate
 
     @property
@@ -78,7 +79,7 @@ class Engine:
     @property
     def seconds(self) -> float:
         """Seconds of input that the newest decisions rest on."""
-        return (self._origin + (self._hop + self._delay) * HOP + self._resampler.latency) / SAMPLERATE
+        return (self._origin + (self._step + self._delay) * self._cqt.step + self._resampler.latency) / SAMPLERATE
 
     @property
     def sounding(self) -> tuple[Note, ...]:
@@ -98,7 +99,7 @@ class Engine:
         return self._resampler.samplerate
 
     def adjust(self, **changes: int | float) -> None:
-        """Set ``lookahead`` or ``sensitivity`` from the next hop on; what sounds goes on. UserError as of Settings."""
+        """Set ``lookahead`` or ``sensitivity`` from the next step on; what sounds goes on. UserError as of Settings."""
         self._settings = replace(self._settings, **changes)
         self._tracker.latency = self.lookahead
         self._tracker.thresholds = self._settings.thresholds(self._model.info)
@@ -128,7 +129,8 @@ class Engine:
         """Decide what the stages still hold, and end every note."""
         self._frames(self._cqt.flush())
         # Frames of silence, not samples: in the kernels the cut would sound like a click.
-        self._frames(np.zeros((self._model.latency + self.lookahead, self._model.info.analysis.n_bins), np.float32))
+        missing = self._steps * (self._model.latency + self.lookahead)
+        self._frames(np.zeros((missing, self._model.info.analysis.n_bins), np.float32))
         self._end_all()
 
     def report(self, overflows: int, seconds_busy: float) -> None:
@@ -155,8 +157,8 @@ class Engine:
         self._drain() if self._delay else self._end_all()
         origin, counted = self._counted
         self._origin = origin + round((self.meter.received + self.lost - counted) * SAMPLERATE / self.samplerate)
-        self._hops_before = self._origin // HOP
-        self._hop = -self._delay
+        self._steps_before = self._origin // self._cqt.step
+        self._step = -self._delay
         for stage in (self._resampler, self._cqt, self._model, self._tracker):
             stage.reset()
         self._embeddings.clear()
@@ -166,55 +168,56 @@ class Engine:
         for frame in frames:
             self._levels.append(frame)
             posteriors = self._model.process(frame)
-            if self._hop < 0:
-                self._hop += 1
+            if self._step < 0:
+                self._step += 1
                 continue
             self._embeddings.append(posteriors.embedding)
             events = self._tracker.process(posteriors.mix, posteriors.onset)
-            self._hop += 1
-            label = self._hop - self.lookahead
-            if label == 1 and self.lookahead == 0:  # no hop is new enough for label frame 0: one frame late, for once
+            self._step += 1
+            whole = self._step % self._steps == 0  # a whole frame
+            label = self._step // self._steps - self.lookahead
+            if whole and label == 1 and self.lookahead == 0:  # nothing is new enough for label frame 0: late, for once
                 self.sinks.tell("frame", posteriors.mix[1])
-            if label >= 0:
+            if whole and label >= 0:
                 self.sinks.tell("frame", posteriors.mix[self.lookahead])
             for event in events:
                 if not event.on:
-                    self._note_off(event.pitch, event.frame)
+                    self._note_off(event.pitch, event.step)
             begun = {event.pitch: event for event in events if event.on}
             if begun:
-                starts = [(event.pitch, self._hops_before + event.frame) for event in begun.values()]
-                now = self._hops_before + self._hop - 1
+                starts = [(event.pitch, self._steps_before + event.step) for event in begun.values()]
+                now = self._steps_before + self._step - self._steps  # a note is first heard after its label
                 for pitch, voice in self._voices.note_ons(starts, np.stack(self._embeddings), now):
-                    self._note_on(voice, pitch, begun[pitch].frame, self._levels[0])
-            if self._follower is not None:
+                    self._note_on(voice, pitch, begun[pitch].step, self._levels[0])
+            if whole and self._follower is not None:
                 for bend in self._follower.process(self._levels[0], self._sounding):
                     self.sinks.tell("bend", bend)
             self._voices.hear(posteriors.embedding)
 
-    def _second(self, label_frame: int) -> float:
-        """An event is first seen in the frame after it, so half a hop earlier is the best guess."""
-        return max(0.0, (self._origin + (label_frame - 0.5) * HOP) / SAMPLERATE)
+    def _second(self, step: int) -> float:
+        """Of a label. An event is first seen after it, so half a hop earlier is the best guess."""
+        return max(0.0, (self._origin + step * self._cqt.step - 0.5 * HOP) / SAMPLERATE)
 
-    def _note_on(self, voice: int, pitch: int, label_frame: int, frame: np.ndarray) -> None:
+    def _note_on(self, voice: int, pitch: int, step: int, frame: np.ndarray) -> None:
         midi = pitch + FIRST_MIDI
         note = Note(
             midi=midi,
             velocity=velocity(frame, pitch),
             voice=voice,
             channel=self._channels.note_on(voice, midi),
-            onset=self._second(label_frame),
+            onset=self._second(step),
             emitted=self.seconds,
         )
         self._sounding[pitch] = note
         self.sinks.tell("note_on", note)
 
-    def _note_off(self, pitch: int, label_frame: int) -> None:
+    def _note_off(self, pitch: int, step: int) -> None:
         note = self._sounding.pop(pitch)
-        self._voices.note_off(pitch, self._hops_before + label_frame)
+        self._voices.note_off(pitch, self._steps_before + step)
         self._channels.note_off(note.voice, note.midi)
-        offset = max(self._second(label_frame), note.onset + HOP / SAMPLERATE / 2)
+        offset = max(self._second(step), note.onset + HOP / SAMPLERATE / 2)
         self.sinks.tell("note_off", replace(note, offset=offset))
 
     def _end_all(self) -> None:
         for event in self._tracker.flush():
-            self._note_off(event.pitch, event.frame)
+            self._note_off(event.pitch, event.step)

@@ -1,10 +1,11 @@
-"""A model file in ONNX Runtime, one hop a call, with everything the engine must know about it in its metadata.
+"""A model file in ONNX Runtime, one step a call, with everything the engine must know about it in its metadata.
 
 The metadata keys are the interface between training and runtime; `training.export` writes them, this module reads
 them, and a file without them, or made for another front end, is refused.
 """
 
 import json
+from collections import deque
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from .affinity import PAIR_FEATURES
-from .analysis import MAX_LOOKAHEAD, AnalysisConfig
+from .analysis import MAX_LOOKAHEAD, PHASES, AnalysisConfig
 from .errors import UserError
 from .grouping import JOIN_FEATURES, Grouping
 from .notes import Thresholds
@@ -24,10 +25,11 @@ MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like t
 POINTER_PREFIX = "pointer."
 GROUPING_PREFIX = "grouping."
 STATE_PREFIX = "state."
+LEAST = 1e-3  # probability that one phase can speak with against the other
 
 
 class Posteriors(NamedTuple):
-    """One hop.
+    """One step.
 
     mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities, row = look-ahead.  embedding : (n_pitches, D), a column
     of zeros from a model that does not tell players apart.
@@ -45,7 +47,7 @@ class ModelInfo:
     FORMAT and ANALYSIS : what a file of this kind must say of its format and front end.
     """
 
-    FORMAT: ClassVar[str] = "rt-mpe live 1"
+    FORMAT: ClassVar[str] = "rt-mpe live 2"
     ANALYSIS: ClassVar[AnalysisConfig] = AnalysisConfig()
 
     name: str
@@ -187,13 +189,25 @@ def read_grouping(outputs: dict[str, np.ndarray]) -> Grouping:
     return Grouping(own)
 
 
+def agreed(newest: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Probabilities (..., MAX_LOOKAHEAD + 1, n_pitches) of one step and of the step before it, to one opinion.
+
+    The mean of their log odds, for two looks are better than one. A label of the newest lies half way between two of
+    the other phase's, half a frame of look-ahead to either side.
+    """
+    odds, odds_before = (np.log(p / (1.0 - p)) for p in (p.clip(LEAST, 1.0 - LEAST) for p in (newest, before)))
+    odds_before[..., 1:, :] = 0.5 * (odds_before[..., 1:, :] + odds_before[..., :-1, :])
+    return 1.0 / (1.0 + np.exp(-0.5 * (odds + odds_before)))
+
+
 class OnnxModel:
-    """``process`` takes one frame and carries the states.
+    """``process`` takes one frame, ``steps`` of them a hop, and carries the states of every phase.
 
     ``latency`` is 0 frames: look-ahead is the tracker's affair.  session : of the file, if it is open already.
     """
 
     latency = 0
+    steps = PHASES
 
     def __init__(self, name: str = DEFAULT_MODEL, session=None):
         path = model_path(name)
@@ -232,18 +246,30 @@ class OnnxModel:
             raise UserError(f"{self.info.name} cannot tell {players} players apart; choose 1 to {self.info.voices}")
         if self.pointer is None:
             return SlotVoices(1)
-        return VoiceMemory(self.pointer, players or self.info.voices, self.grouping, told=players is not None)
+        at_most = players or self.info.voices
+        return VoiceMemory(self.pointer, at_most, self.grouping, players is not None, self.steps)
 
     def reset(self) -> None:
         """As if only silence had been heard."""
-        self._states = {name: np.zeros(shape, np.float32) for name, shape in self._state_shapes.items()}
+        silence = {name: np.zeros(shape, np.float32) for name, shape in self._state_shapes.items()}
+        self._states = deque([silence] * self.steps)  # of each phase, the next to hear first
+        self._before: Posteriors | None = None
 
     def _feed(self, frame: np.ndarray) -> dict[str, np.ndarray]:
-        return {"frame": frame.reshape(1, 1, self._n_bins), **self._states}
+        return {"frame": frame.reshape(1, 1, self._n_bins), **self._states[0]}
 
     def process(self, frame: np.ndarray) -> Posteriors:
-        """(n_bins,) levels of one frame -> Posteriors."""
+        """(n_bins,) levels of one frame -> Posteriors on which this phase and the one before agree."""
+        heard, before = self.hear(frame), self._before
+        self._before = heard
+        if before is None:
+            return heard
+        return Posteriors(agreed(heard.mix, before.mix), agreed(heard.onset, before.onset), heard.embedding)
+
+    def hear(self, frame: np.ndarray) -> Posteriors:
+        """What the phase whose turn it is says of a frame, (n_bins,) levels, by itself."""
         mix, onset, *rest = self._session.run(self._outputs, self._feed(frame))
         embedding = rest.pop(0) if self.tells_players else np.zeros((mix.shape[1], 1), np.float32)
-        self._states = dict(zip(self._state_shapes, rest, strict=True))
+        self._states.popleft()
+        self._states.append(dict(zip(self._state_shapes, rest, strict=True)))
         return Posteriors(mix, onset, embedding)

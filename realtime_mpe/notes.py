@@ -1,6 +1,6 @@
-"""Which notes begin and end: posteriors of every hop to note-on and note-off decisions.
+"""Which notes begin and end: posteriors of every step to note-on and note-off decisions.
 
-The model answers for every look-ahead at once, so one hop tells of the newest label frame at the chosen look-ahead
+The model answers for every look-ahead at once, so one step tells of the newest label frame at the chosen look-ahead
 L and, better informed, of the frames before it at L + 1, L + 2 ... A note-on is decided at L, because it is what
 a player waits for; its onset is then looked up among the frames just before; note-offs and repeated notes are
 decided at L + 1.
@@ -47,66 +47,66 @@ def _shift(probability: float, logits: float) -> float:
 
 
 class NoteEvent(NamedTuple):
-    """pitch : row 0..71.  frame : label frame of the onset or of the first frame after the end.  on : begins."""
+    """pitch : row 0..71.  step : of the labels, of the onset or of the first one after the end.  on : begins."""
 
     on: bool
     pitch: int
-    frame: int
+    step: int
 
 
 class NoteTracker:
-    """One call a hop; ``latency`` is the look-ahead in frames."""
+    """One call a step; ``latency`` is the look-ahead in frames.  steps : a frame."""
 
-    def __init__(self, n_pitches: int, thresholds: Thresholds, lookahead: int):
+    def __init__(self, n_pitches: int, thresholds: Thresholds, lookahead: int, steps: int = 1):
         if not 0 <= lookahead <= MAX_LOOKAHEAD:
             raise ValueError(f"lookahead {lookahead} is outside 0..{MAX_LOOKAHEAD}")
         self.thresholds = thresholds
         self.latency = lookahead
         self._n_pitches = n_pitches
+        self._steps = steps
         self.reset()
 
     def reset(self) -> None:
         self.sounding = np.zeros(self._n_pitches, bool)
         self._onset = np.zeros(self._n_pitches, int)
         self._above_repeat = np.zeros(self._n_pitches, bool)
-        self._hop = 0
+        self._newest = 0  # step of the labels that look-ahead 0 has reached
 
     def process(self, mix: np.ndarray, onset: np.ndarray) -> list[NoteEvent]:
-        """mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities of one hop -> ends first, then beginnings."""
+        """mix, onset : (MAX_LOOKAHEAD + 1, n_pitches) probabilities of one step -> ends first, then beginnings."""
         limits, lookahead = self.thresholds, self.latency
         later = min(lookahead + 1, MAX_LOOKAHEAD)
-        frame = self._hop + 1 - lookahead
-        later_frame = self._hop + 1 - later
-        self._hop += 1
-        if frame < 0:
+        self._newest += 1
+        step = self._newest - self._steps * lookahead
+        later_step = self._newest - self._steps * later
+        if step < 0:
             return []
-        ended = self.sounding & (mix[later] < limits.off) & (self._onset < later_frame)
+        ended = self.sounding & (mix[later] < limits.off) & (self._onset < later_step)
         strong = onset[later] >= limits.repeat
-        repeated = (
-            self.sounding & strong & ~self._above_repeat & ~ended & (later_frame - self._onset >= MIN_REPEAT_FRAMES)
-        )
+        old = later_step - self._onset >= self._steps * MIN_REPEAT_FRAMES
+        repeated = self.sounding & strong & ~self._above_repeat & ~ended & old
         self._above_repeat = strong
         begun = ~self.sounding & (
             (mix[lookahead] >= limits.on) | ((onset[lookahead] >= limits.onset) & (mix[lookahead] >= limits.off))
         )
-        events = [NoteEvent(False, int(p), later_frame) for p in np.flatnonzero(ended | repeated)]
+        events = [NoteEvent(False, int(p), later_step) for p in np.flatnonzero(ended | repeated)]
         for p in np.flatnonzero(repeated):
-            events.append(NoteEvent(True, int(p), later_frame))
-            self._onset[p] = later_frame
+            events.append(NoteEvent(True, int(p), later_step))
+            self._onset[p] = later_step
         for p in np.flatnonzero(begun):
             back = int(np.argmax(onset[lookahead:, p]))
             if onset[lookahead + back, p] < limits.onset / 2:
                 back = 0
-            start = max(frame - back, 0)
+            start = max(step - self._steps * back, 0)
             events.append(NoteEvent(True, int(p), start))
             self._onset[p] = start
         self.sounding = (self.sounding & ~ended) | begun
         return events
 
     def flush(self) -> list[NoteEvent]:
-        """End of input: whatever sounds ends at the last label frame."""
-        frame = self._hop + 1 - self.latency
-        events = [NoteEvent(False, int(p), frame) for p in np.flatnonzero(self.sounding)]
+        """End of input: whatever sounds ends after the last label."""
+        step = self._newest + 1 - self._steps * self.latency
+        events = [NoteEvent(False, int(p), step) for p in np.flatnonzero(self.sounding)]
         self.sounding[:] = False
         return events
 

@@ -1,6 +1,6 @@
-"""From the rate of the source to the 16 kHz of the analysis, in one stateful polyphase filter.
+"""From the rate of the source to the 16 kHz of the analysis, or another, in one stateful polyphase filter.
 
-Output sample m is the input at second ``m / 16000``, whatever the rate: the filter is symmetric and its delay is
+Output sample m is the input at second ``m / target``, whatever the rates: the filter is symmetric and its delay is
 removed, so the delay shows only as output that comes ``latency`` samples later. All positions are integers (output
 sample m stands at input sample ``m * down / up``), so nothing drifts and nothing wraps.
 """
@@ -25,12 +25,12 @@ TILE = 1 << 15  # coefficients in work at once: larger temporaries fall out of t
 
 
 class Resampler:
-    """Mono samples at `samplerate` (an integer, 4 to 384 kHz) to 16 kHz.
+    """Mono samples at `samplerate` (an integer, 4 to 384 kHz) to `target`, Hz.
 
-    latency : output samples by which the output lags the input: after N input samples ``ceil(N * 16000 / samplerate)
-    - latency`` have come out. It is 20 (1.25 ms) for rates above 16 kHz, 0 at 16 kHz, where nothing is filtered, and
-    ``ceil(20 * 16000 / samplerate)`` below (the cutoff is then the input's own Nyquist frequency, and the filter is
-    as much longer).
+    latency : output samples by which the output lags the input: after N input samples ``ceil(N * target / samplerate)
+    - latency`` have come out. It is 20 (1.25 ms at 16 kHz) for rates above the target, 0 at it, where nothing is
+    filtered, and ``ceil(20 * target / samplerate)`` below (the cutoff is then the input's own Nyquist frequency, and
+    the filter is as much longer).
 
     The signal is kept, within 80 dB, below 7/16 of the lower of the two rates. Any chopping of the input gives the
     same output to the last bit.
@@ -38,17 +38,17 @@ class Resampler:
     Raises UserError for a rate that is no integer or out of range.
     """
 
-    def __init__(self, samplerate: int) -> None:
+    def __init__(self, samplerate: int, target: int = SAMPLERATE) -> None:
         if not MIN_SAMPLERATE <= samplerate <= MAX_SAMPLERATE or samplerate != int(samplerate):
             raise UserError(
                 f"a sample rate of {samplerate} Hz cannot be used; "
                 f"give a whole number from {MIN_SAMPLERATE} to {MAX_SAMPLERATE}"
             )
         self.samplerate = int(samplerate)
-        divisor = gcd(self.samplerate, SAMPLERATE)
-        self._up = SAMPLERATE // divisor
+        divisor = gcd(self.samplerate, target)
+        self._up = target // divisor
         self._down = self.samplerate // divisor
-        self._pass_through = self.samplerate == SAMPLERATE
+        self._pass_through = self.samplerate == target
         self.latency = 0 if self._pass_through else -(-HALF_WIDTH * max(self._down, self._up) // self._down)
         # "Raw" output k is aligned output k - latency: it ends at input sample floor(k * down / up), so a causal filter
         # of n_taps samples reaches as far to both sides of the place it stands for.
@@ -99,7 +99,7 @@ class Resampler:
         return self._filter(self._due())
 
     def flush(self) -> np.ndarray:
-        """End of input: the rest, so that ``ceil(N * 16000 / samplerate)`` samples came for N; then as after reset."""
+        """End of input: the rest, so that ``ceil(N * target / samplerate)`` samples came for N; then as after reset."""
         if self._pass_through:
             return np.zeros(0, np.float32)
         end = self._due() + self.latency

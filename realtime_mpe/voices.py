@@ -23,8 +23,8 @@ from .grouping import Grouping
 
 MEMORY = 128  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
-HISTORY_HOPS = MAX_LOOKAHEAD + 4  # embeddings kept for a note that is found a little after it began
-ORDER_EVERY = ((24, 6), (64, 12), (MEMORY + 1, 24))  # up to so many notes, hops between two groupings
+HISTORY_FRAMES = MAX_LOOKAHEAD + 4  # of embeddings kept for a note that is found a little after it began
+ORDER_EVERY = ((24, 6), (64, 12), (MEMORY + 1, 24))  # up to so many notes, frames between two groupings
 
 SMALLEST_GROUP = 4  # notes; fewer are no player of their own, and stay where they were sent
 
@@ -34,12 +34,13 @@ NEW_FEATURES = 8  # of the situation, for "a new voice"
 
 
 class NewNote(NamedTuple):
-    """A note that waits for its voice. pitch row; first frame; sum of its embeddings so far, (D,), over ``frames``."""
+    """A note that waits for its voice. pitch row; where it begins, in frames; sum of its embeddings so far, (D,), over
+    ``frames``."""
 
     pitch: int
-    start: int
+    start: float
     total: np.ndarray
-    frames: int
+    frames: float
 
 
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -48,7 +49,8 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 class VoiceMemory:
     """Voices of one performance. ``max_voices`` bounds how many are told apart, and is how many there are if ``told``;
-    without ``grouping`` the memory never thinks better of a choice.
+    without ``grouping`` the memory never thinks better of a choice. What happens is told by the step, ``steps`` of them
+    a frame; all that is remembered, and all that pointer and grouping see of it, is in frames.
 
     The memory is a list of at most MEMORY notes in the order they began. A note that sounds has an infinite end, so
     that nothing here can know when it will end.
@@ -56,11 +58,14 @@ class VoiceMemory:
 
     latency = 0
 
-    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, told: bool = False):
+    def __init__(
+        self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, told: bool = False, steps: int = 1
+    ):
         self.max_voices = max_voices
         self._scorer = scorer
         self._grouping = grouping
         self._told = told
+        self._steps = steps
         self.reset()
 
     def reset(self) -> None:
@@ -71,39 +76,40 @@ class VoiceMemory:
         self._pitch = np.zeros(MEMORY)
         self._start = np.zeros(MEMORY)
         self._end = np.zeros(MEMORY)
-        self._frames = np.zeros(MEMORY, int)
+        self._frames = np.zeros(MEMORY)
         self._total: np.ndarray | None = None  # (MEMORY, D), known with the first note
         self._unit: np.ndarray | None = None  # the same, each of length 1
         self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> turn, voice it was sent on
         self._turns = 0
         self._ever: set[int] = set()  # voices on which something was sent
-        self._hop = 0
-        self._ordered = 0, 0  # hop and turn of the last grouping
+        self._now = 0.0  # frame
+        self._ordered = 0.0, 0  # frame and turn of the last grouping
 
     @property
     def count(self) -> int:
         """Voices so far."""
         return len(self._ever)
 
-    def note_off(self, pitch: int, frame: int) -> int:
+    def note_off(self, pitch: int, step: int) -> int:
         """End the note at this pitch row; returns its voice."""
         turn, voice = self._sounding.pop(pitch)
         row = self._row(turn)
         if row is not None:
-            self._end[row] = frame
+            self._end[row] = step / self._steps
         return voice
 
-    def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, frame: int) -> list[tuple[int, int]]:
-        """Give the notes that begin in this hop to voices.
+    def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, now: int) -> list[tuple[int, int]]:
+        """Give the notes that begin in this step to voices.
 
-        starts : (pitch row, first frame) of each.  history : (H, n_pitches, D) embeddings of the last H hops, newest
-        last.  frame : now.  Returns (pitch row, voice), the surest first.
+        starts : (pitch row, first step) of each.  history : (H, n_pitches, D) embeddings of the last H steps, newest
+        last, which is ``now``.  Returns (pitch row, voice), the surest first.
         """
-        self._hop = frame
+        frame = self._now = now / self._steps
         waiting = []
         for pitch, start in starts:
-            frames = min(max(frame - start, 0) + 1, len(history))
-            waiting.append(NewNote(pitch, start, history[-frames:, pitch].sum(0), frames))
+            heard = min(max(now - start, 0) + 1, len(history))
+            total = history[-heard:, pitch].sum(0)
+            waiting.append(NewNote(pitch, start / self._steps, total, heard / self._steps))
         given = []
         while waiting:
             probabilities = [self._probabilities(note, frame) for note in waiting]
@@ -113,17 +119,17 @@ class VoiceMemory:
         return given
 
     def hear(self, embedding: np.ndarray) -> None:
-        """Let every sounding note learn from this hop's embedding, (n_pitches, D), and see whether order is due."""
+        """Let every sounding note learn from this step's embedding, (n_pitches, D), and see whether order is due."""
         for pitch, (turn, _) in self._sounding.items():
             row = self._row(turn)
             if row is not None and self._frames[row] < EMBEDDING_FRAMES:
-                self._learn(row, embedding[pitch], 1)
-        hop, turn = self._ordered
-        every = next(hops for notes, hops in ORDER_EVERY if self._n < notes)
-        if self._grouping is not None and self._n >= 2 and self._turns > turn and self._hop - hop >= every:
+                self._learn(row, embedding[pitch], 1 / self._steps)
+        ordered, turn = self._ordered
+        every = next(frames for notes, frames in ORDER_EVERY if self._n < notes)
+        if self._grouping is not None and self._n >= 2 and self._turns > turn and self._now - ordered >= every:
             self._order()
-            self._ordered = self._hop, self._turns
-        self._hop += 1
+            self._ordered = self._now, self._turns
+        self._now += 1 / self._steps
 
     def voices(self) -> list[int]:
         """Those with remembered notes, in ascending order; what `features` has rows for."""
@@ -137,7 +143,7 @@ class VoiceMemory:
     def _order(self) -> None:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
         n = self._n
-        group = self._grouping(self.notes(), self._hop, self.max_voices, self._told)
+        group = self._grouping(self.notes(), self._now, self.max_voices, self._told)
         small = np.bincount(group) < SMALLEST_GROUP
         claims = np.zeros((len(small), self.max_voices))
         np.add.at(claims, (group, self._sent[:n]), 1.0)
@@ -161,12 +167,12 @@ class VoiceMemory:
         row = int(np.searchsorted(self._turn[: self._n], turn))
         return row if row < self._n and self._turn[row] == turn else None
 
-    def _learn(self, row: int, total: np.ndarray, frames: int) -> None:
+    def _learn(self, row: int, total: np.ndarray, frames: float) -> None:
         self._total[row] += total
         self._frames[row] += frames
         self._unit[row] = unit(self._total[row])
 
-    def _give(self, note: NewNote, choice: int, frame: int) -> int:
+    def _give(self, note: NewNote, choice: int, frame: float) -> int:
         """Remember a note in the ``choice``-th of `voices`, or else in a new one. Returns where it went."""
         present = self.voices()
         voice = present[choice] if choice < len(present) else self._make_room(present)
@@ -215,7 +221,7 @@ class VoiceMemory:
             column[: len(kept)] = column[kept]
         self._n = len(kept)
 
-    def _probabilities(self, note: NewNote, frame: int) -> np.ndarray:
+    def _probabilities(self, note: NewNote, frame: float) -> np.ndarray:
         """Over `voices` and, last, a new voice (0 where no room can be made)."""
         scores = self._scorer(*self.features(note, frame))
         if len(self._sounding_voices()) == self.max_voices:
@@ -228,7 +234,7 @@ class VoiceMemory:
         now = self._voice[: self._n][np.isinf(self._end[: self._n])]
         return {voice for _, voice in self._sounding.values()} | set(now.tolist())
 
-    def features(self, note: NewNote, frame: int) -> tuple[np.ndarray, np.ndarray]:
+    def features(self, note: NewNote, frame: float) -> tuple[np.ndarray, np.ndarray]:
         """What the pointer sees: a row for each of `voices`, (V, VOICE_FEATURES), and (NEW_FEATURES,), float32, all of
         order one."""
         present = self.voices()
@@ -248,7 +254,7 @@ class VoiceMemory:
         )
         return voices, np.array(new, np.float32)
 
-    def _voice_features(self, present: list[int], note: NewNote, frame: int) -> np.ndarray:
+    def _voice_features(self, present: list[int], note: NewNote, frame: float) -> np.ndarray:
         rows = np.arange(len(present))
         place = np.zeros((len(present), LAST_NOTES), int)  # a row a voice, its last notes from the left, oldest first
         held, heard = np.zeros(len(present), int), np.zeros(len(present))
@@ -339,19 +345,19 @@ class SlotVoices:
         """Voices so far."""
         return len(self._heard)
 
-    def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, frame: int) -> list[tuple[int, int]]:
-        """history : (H, n_pitches, K) what each slot says of every pitch, up to label frame ``frame`` + 1, the newest
+    def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, now: int) -> list[tuple[int, int]]:
+        """history : (H, n_pitches, K) what each slot says of every pitch, up to label frame ``now`` + 1, the newest
         in which a note can begin; the rest as in VoiceMemory."""
         given = []
         for pitch, start in starts:
-            frames = min(frame + 2 - start, len(history))
+            frames = min(now + 2 - start, len(history))
             voice = int(np.argmax(history[-frames:, pitch].sum(0)))
             self._heard.add(voice)
             self._sounding[pitch] = voice
             given.append((pitch, voice))
         return given
 
-    def note_off(self, pitch: int, frame: int) -> int:
+    def note_off(self, pitch: int, step: int) -> int:
         return self._sounding.pop(pitch)
 
     def hear(self, embedding: np.ndarray) -> None:

@@ -58,10 +58,12 @@ class WindowInfo(ModelInfo):
 class WindowModel:
     """The face of `OnnxModel` for a window network.
 
-    ``latency`` : frames. `process` hands out one frame a call although the network runs every ``stride`` calls, so what
-    it says is always ``stride`` - 1 frames old; within that, and the look-ahead, the network has seen what follows.
-    session : of the file, if it is open already.
+    ``steps`` : 1, a frame a hop.  ``latency`` : frames. `process` hands out one frame a call although the network runs
+    every ``stride`` calls, so what it says is always ``stride`` - 1 frames old; within that, and the look-ahead, the
+    network has seen what follows.  session : of the file, if it is open already.
     """
+
+    steps = 1
 
     def __init__(self, name: str = DEFAULT_MODEL, session=None):
         path = model_path(name)

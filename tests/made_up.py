@@ -5,9 +5,10 @@ import numpy as np
 from realtime_mpe.affinity import Notes
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PITCHES
 from realtime_mpe.notes import Thresholds
+from realtime_mpe.training.calibrate import Heard
 from realtime_mpe.training.mixing import Mixture
 from realtime_mpe.training.pointer import perform
-from realtime_mpe.voices import HISTORY_HOPS, VoiceMemory
+from realtime_mpe.voices import HISTORY_FRAMES, VoiceMemory
 
 TIMBRES = np.eye(6, 16, dtype=np.float32)
 HOPS = 200
@@ -38,7 +39,7 @@ def play(notes, hops, scorer=by_timbre, max_voices=8, memory=None):
                 memory.note_off(p, hop)
         starts = [(p, start) for start, _, p, _ in notes if start == hop]
         if starts:
-            voices += memory.note_ons(starts, np.stack(history[-HISTORY_HOPS:]), hop)
+            voices += memory.note_ons(starts, np.stack(history[-HISTORY_FRAMES:]), hop)
         memory.hear(history[-1])
     return voices, memory
 
@@ -65,7 +66,7 @@ def performance(seed: int, players: int, ghosts: int = 0, unison: bool = False):
                 seconds = np.array([start - 0.5, start + length - 0.5]) * FRAME_SECONDS
                 rows.append((owner, *seconds, pitch + FIRST_MIDI))
     mixture = Mixture(np.zeros(1), np.array(sorted(rows)))
-    return perform(all_lookaheads(mix), all_lookaheads(onset), embedding, mixture, LIMITS, 1)
+    return perform(Heard(all_lookaheads(mix), all_lookaheads(onset), embedding, mixture), LIMITS, 1)
 
 
 def all_lookaheads(target):

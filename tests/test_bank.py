@@ -1,5 +1,7 @@
 """Batches made where training happens: what is heard is what the plan and the labels say."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torch
 from realtime_mpe.analysis import HOP, SAMPLERATE, AnalysisConfig
 from realtime_mpe.errors import UserError
 from realtime_mpe.training import bank
-from realtime_mpe.training.bank import Plan, StemBank, background, coloured, set_level
+from realtime_mpe.training.bank import Plan, StemBank, background, coloured, convolved, set_level
 from realtime_mpe.training.effects import COLOUR_DB
 from realtime_mpe.training.fit import FitConfig
 from realtime_mpe.training.frontend import FrontEnd
@@ -25,10 +27,9 @@ def stems(tmp_path_factory) -> StemBank:
 
 
 def plan(row: int, start: float = 0.0, ratio: float = 1.0, vibrato=(0.0, 1.0, 0.0)) -> Plan:
-    one = np.ones(1)
-    return Plan(
-        1, np.array([row]), np.array([0]), start * one, ratio * one, one, one < 0, np.array([vibrato]), np.zeros((0, 5))
-    )
+    one, nowhere = np.ones(1), np.array([-1])
+    columns = np.array([row]), np.array([0]), start * one, ratio * one, one, one < 0, np.array([vibrato]), nowhere
+    return Plan(1, *columns, np.zeros((0, 5)))
 
 
 def play(stems: StemBank, some: Plan, n: int) -> np.ndarray:
@@ -107,6 +108,21 @@ def test_colour_changes_the_spectrum_but_neither_level_nor_onset():
     assert wet[:, 3000:3998].abs().max() < 0.02  # minimum phase: nothing before the sound
     gain_db = 20 * torch.log10(torch.fft.rfft(wet[which]).abs())[:, 60:4000]
     assert gain_db.std(1).mean() == pytest.approx(COLOUR_DB, rel=0.3)
+
+
+def test_a_hall_adds_what_comes_after_and_leaves_the_direct_sound(stems):
+    audio = torch.zeros(2, 4000)
+    audio[:, 100] = 1.0
+    wet = convolved(audio, stems.halls[:2])
+    np.testing.assert_allclose(wet[:, 100:], stems.halls[:2, :3900], atol=1e-5)
+    assert wet[:, :100].abs().max() < 1e-5
+    dry = dataclasses.replace(stems.plan(3, 60, np.random.default_rng(4)), hall=np.array([-1, -1, -1]))
+    torch.manual_seed(0)
+    plain = stems.make(dry, 60).audio
+    torch.manual_seed(0)
+    inside = stems.make(dataclasses.replace(dry, hall=np.array([-1, 5, -1])), 60).audio
+    np.testing.assert_array_equal(plain[0], inside[0])
+    assert not torch.allclose(plain[1], inside[1], atol=1e-3)
 
 
 def test_noise_and_levels_stay_in_their_ranges():

@@ -166,7 +166,7 @@ def test_grouping_learns_players_from_timbre_and_helps_an_unsure_pointer(monkeyp
     monkeypatch.setattr(training, "LOOKS", 0.5)
     train = [performance(seed, 2 + seed % 3, ghosts=4) for seed in range(16)]
     grouping = as_grouping(fit_grouping(train, 8, say=lambda line: None))
-    held_out = study(performance(100, 3), WatchedMemory(8, 0))
+    held_out = study(performance(100, 3), WatchedMemory(8, 0, 1))
     player = np.array([next(iter(o)) for o in held_out.owners()])
     odds = grouping.affinity(pair_features(held_out.notes(), 200))
     same, apart = player[:, None] == player, ~np.eye(len(player), dtype=bool)

@@ -37,6 +37,17 @@ def test_a_note_is_decided_exactly_the_look_ahead_after_its_frame(lookahead):
     assert [e[3] for e in events if not e[1]] == [20]
 
 
+def test_at_two_steps_a_frame_all_times_are_twice_as_fine():
+    tracker, events = NoteTracker(1, LIMITS, 1, steps=2), []
+    sounding = {step: 20 <= step < 37 for step in range(-20, 60)}  # by label step: 10 frames on, 8.5 long
+    for step in range(50):
+        rows = [step + 1 - 2 * k for k in range(MAX_LOOKAHEAD + 1)]
+        mix = np.array([[0.9 * sounding[r]] for r in rows])
+        onset = np.array([[0.9 * (20 <= r < 24)] for r in rows])
+        events += [(step, *event) for event in tracker.process(mix, onset)]
+    assert events == [(20 - 1 + 2, True, 0, 20), (37 - 1 + 4, False, 0, 37)]
+
+
 def test_a_note_without_an_onset_still_begins_when_the_mixture_is_sure():
     events, _ = run(roll((10, 20)), np.zeros((30, 1)))
     assert [e[1:] for e in events] == [(True, 0, 10), (False, 0, 20)]

@@ -191,7 +191,7 @@ def changed(source, target, **changes):
         ({"thresholds": "[]"}, "out of range"),
         ({"analysis": json.dumps({"gamma": 6.0, "alignment": "centre"})}, "gamma 0.0 != 6.0"),
         ({"analysis": json.dumps({"gamma": 0.0})}, "alignment 'centre' != 'right'"),
-        ({"format": "rt-mpe live 1", "analysis": "{}"}, "onset"),
+        ({"format": "rt-mpe live 2", "analysis": "{}"}, "onset"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused_in_one_line(rt_mpe, tiny_window_model, tmp_path, changes, reason):

@@ -13,12 +13,13 @@ from torch import Tensor
 from realtime_mpe.analysis import HOP, SAMPLERATE
 from realtime_mpe.errors import UserError
 
-from .effects import COLOUR_DB, COLOUR_FROM, COLOUR_TAPS, COLOUR_WAVES, NOISE_SHARES
+from .effects import COLOUR_DB, COLOUR_FROM, COLOUR_TAPS, COLOUR_WAVES, NOISE_SHARES, hall
 from .mixing import (
     COLOUR_PROBABILITY,
     DISTRACTOR_PROBABILITY,
     GAIN_DB,
     GUEST_PROBABILITY,
+    HALL_PROBABILITY,
     MAX_STEMS,
     NOISE_PROBABILITY,
     PLAYING_DB,
@@ -35,6 +36,7 @@ TRANSPOSE_PROBABILITY, TRANSPOSE_SEMITONES = 0.4, 3  # of a whole mixture, by it
 VIBRATO_PROBABILITY, VIBRATO_CENTS, VIBRATO_HZ = 0.15, (8.0, 35.0), (4.5, 7.0)
 EMPTY_PROBABILITY = 0.02  # nobody plays: noise is no music
 MIXTURE_COLOUR_PROBABILITY = 0.3  # one microphone for all
+HALLS = 300  # are built, and met again
 
 
 @dataclass
@@ -43,6 +45,7 @@ class Plan:
 
     row, example (K,) int64 : a stem's row in the bank, and whose it is.  start, ratio (K,) : first sample, speed.
     gain (K,), coloured (K,) bool, vibrato (K, 3) : deviation in samples, Hz, phase.
+    hall (B,) int64 : where each example is played, -1 for no place.
     notes (M, 5) : example, stem within it, onset s, offset s, MIDI, in the time of the mixture.
     """
 
@@ -54,6 +57,7 @@ class Plan:
     gain: np.ndarray
     coloured: np.ndarray
     vibrato: np.ndarray
+    hall: np.ndarray
     notes: np.ndarray
 
 
@@ -69,6 +73,8 @@ class StemBank:
         except RuntimeError as error:  # out of memory, of whatever kind
             size = 2e-9 * shape[0] * shape[1]
             raise UserError(f"{size:.0f} GB of stems do not fit into {device}; give fewer --segments") from error
+        rng = np.random.default_rng(0)
+        self.halls = torch.from_numpy(np.stack([hall(rng) for _ in range(HALLS)])).to(device)
         self.notes: list[np.ndarray] = []  # of each row, (M, 3): onset s, offset s, MIDI
         self.players: list[int] = []  # rows that have notes
         self.segments: list[tuple[list[list[int]], list[int]]] = []  # rows of each part, rows of percussion
@@ -130,6 +136,7 @@ class StemBank:
             table[:, 3],
             rng.random(len(rows)) < COLOUR_PROBABILITY,
             table[:, 4:7],
+            np.where(rng.random(batch_size) < HALL_PROBABILITY, rng.integers(HALLS, size=batch_size), -1),
             np.concatenate(notes) if notes else np.zeros((0, 5)),
         )
 
@@ -148,12 +155,15 @@ class StemBank:
     def make(self, plan: Plan, n_frames: int) -> Batch:
         """The plan's sound and labels, on the bank's device; drawn from the device's default generator."""
         device, n = self.audio.device, n_frames * HOP
+        to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device, non_blocking=True)  # noqa: E731
         audio = torch.zeros(plan.batch_size, n, device=device)
         if len(plan.row):
-            to = lambda a: torch.from_numpy(np.ascontiguousarray(a)).to(device, non_blocking=True)  # noqa: E731
             stems = self._play(to(plan.row), to(plan.start), to(plan.ratio), to(plan.vibrato), n)
             stems = coloured(stems, to(plan.coloured)) * to(plan.gain).float()[:, None]
             audio.index_add_(0, to(plan.example), stems)
+        inside = to(np.flatnonzero(plan.hall >= 0))
+        if len(inside):
+            audio[inside] = convolved(audio[inside], self.halls[to(plan.hall)[inside]])
         audio = coloured(audio, torch.rand(len(audio), device=device) < MIXTURE_COLOUR_PROBABILITY)
         return labelled(set_level(audio), plan.notes, n_frames)
 
@@ -169,6 +179,12 @@ class StemBank:
         a, b, c, d = (self.audio[row[:, None], (index + k).clamp(0, self.length - 1)].float() for k in (-1, 0, 1, 2))
         wave = b + 0.5 * x * (c - a + x * (2 * a - 5 * b + 4 * c - d + x * (3 * (b - c) + d - a)))
         return wave * (position < self.length - 2) / 32767
+
+
+def convolved(audio: Tensor, response: Tensor) -> Tensor:
+    """Rows (B, n) with rows (B, m), cut to n."""
+    n = audio.shape[1] + response.shape[1]
+    return torch.fft.irfft(torch.fft.rfft(audio, n) * torch.fft.rfft(response, n), n)[:, : audio.shape[1]]
 
 
 def uniform(low: float, high: float, n: int, device: torch.device) -> Tensor:

@@ -5,8 +5,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PITCHES
+from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, PHASES
+from realtime_mpe.model import agreed
 from realtime_mpe.notes import NoteTracker, Thresholds
 
 from .frontend import FrontEnd
@@ -25,46 +28,60 @@ SWEEPS = 2  # coordinate descent settles within two
 
 @dataclass(frozen=True)
 class Heard:
-    """Posteriors of one mixture, (T, L, P), (T, L, P) and (T, P, D), beside what was played.
+    """Posteriors of one mixture, (T, L, P), (T, L, P) and (T, P, D), T steps, beside what was played.
 
-    embedding : None of a network that does not tell players apart.
+    embedding : None of a network that does not tell players apart.  steps : a frame.
     """
 
     mix: np.ndarray
     onset: np.ndarray
     embedding: np.ndarray | None
     mixture: Mixture
+    steps: int = 1
 
 
 @torch.no_grad()
 def hear(network: LiveNetwork, front_end: FrontEnd, mixtures: Iterable[Mixture], device: torch.device) -> list[Heard]:
-    """Run the network over whole mixtures, one at a time."""
+    """Run the network over whole mixtures, one at a time, in all phases as the engine does."""
     heard = []
     for mixture in mixtures:
-        outputs, _ = network(front_end(torch.from_numpy(mixture.audio)[None].to(device)))
+        audio = torch.from_numpy(mixture.audio).to(device)
+        later = [HOP - (phase + 1) * HOP // PHASES for phase in range(PHASES)]  # by which its frames end early
+        outputs, _ = network(front_end(torch.stack([F.pad(audio, (n, 0))[: len(audio)] for n in later])))
         heard.append(
             Heard(
-                outputs["mix"][0].sigmoid().cpu().numpy(),
-                outputs["onset"][0].sigmoid().cpu().numpy(),
-                outputs["embedding"][0].cpu().numpy() if "embedding" in outputs else None,
+                all_agreed(interleaved(outputs["mix"].sigmoid())),
+                all_agreed(interleaved(outputs["onset"].sigmoid())),
+                interleaved(outputs["embedding"]) if "embedding" in outputs else None,
                 mixture,
+                PHASES,
             )
         )
     return heard
 
 
+def interleaved(phases: Tensor) -> np.ndarray:
+    """(PHASES, T, ...) -> (PHASES * T, ...), in the order in which the engine hears them."""
+    return phases.transpose(0, 1).flatten(0, 1).cpu().numpy()
+
+
+def all_agreed(steps: np.ndarray) -> np.ndarray:
+    """`agreed` for (T, L, P), each step with the one before it."""
+    return np.concatenate([steps[:1], agreed(steps[1:], steps[:-1])])
+
+
 def track(heard: Heard, thresholds: Thresholds, lookahead: int) -> np.ndarray:
     """Notes of the mixture, (N, 3): onset s, offset s, MIDI, as the engine would emit them."""
-    tracker = NoteTracker(N_PITCHES, thresholds, lookahead)
+    tracker = NoteTracker(N_PITCHES, thresholds, lookahead, heard.steps)
     notes, begun = [], {}
-    for hop in range(len(heard.mix) + 1):
-        last = hop == len(heard.mix)
-        for event in tracker.flush() if last else tracker.process(heard.mix[hop], heard.onset[hop]):
+    for step in range(len(heard.mix) + 1):
+        last = step == len(heard.mix)
+        for event in tracker.flush() if last else tracker.process(heard.mix[step], heard.onset[step]):
             if event.on:
-                begun[event.pitch] = event.frame
+                begun[event.pitch] = event.step
             else:
                 start = begun.pop(event.pitch)
-                onset, offset = (start - 0.5) * FRAME_SECONDS, (event.frame - 0.5) * FRAME_SECONDS
+                onset, offset = ((at / heard.steps - 0.5) * FRAME_SECONDS for at in (start, event.step))
                 notes.append((onset, offset, event.pitch + FIRST_MIDI))
     return np.array(notes, float).reshape(-1, 3)
 
@@ -73,7 +90,7 @@ def score(heard: Sequence[Heard], thresholds: Thresholds, lookahead: int) -> flo
     """Mean of frame F1 and note F1 (50 ms), all mixtures pooled, 0..1: what sounds, and when it began, count alike."""
     references, estimates, reference_rolls, estimate_rolls = [], [], [], []
     for item in heard:
-        n_frames = len(item.mix)
+        n_frames = len(item.mix) // item.steps
         reference = item.mixture.notes[:, 1:4]
         reference = reference[(reference[:, 0] >= 0) & (reference[:, 0] < n_frames * FRAME_SECONDS)]
         estimate = track(item, thresholds, lookahead)

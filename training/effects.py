@@ -13,6 +13,9 @@ from realtime_mpe.analysis import SAMPLERATE
 COLOUR_DB, COLOUR_WAVES, COLOUR_FROM = 5.0, 8, 60.0  # RMS of the gain, its half waves over the range, Hz
 COLOUR_TAPS = 4096  # of the filter, a quarter of a second
 NOISE_SHARES = 0.5, 1.0, 0.5, 0.25  # Dirichlet weights of hiss, pink noise, rumble and mains hum in a background
+HALL_SECONDS, HALL_RT60, HALL_REVERBERANT = 2.2, (0.4, 2.2), 0.7  # of a response, of its decay; how often it has one
+STRINGS_RING, STRINGS, STRING_MIDI = 0.4, (1, 4), (28, 69)  # how often, how many, and where
+STRING_DB, STRING_RT60, STRING_PARTIALS = (-52.0, -26.0), (0.3, 2.0), 6  # re the direct sound
 PEAK_LIMIT = 0.98  # full scale is 1; the rest is head room for file formats
 
 
@@ -31,13 +34,13 @@ def _like(audio: np.ndarray, reference: np.ndarray) -> np.ndarray:
 class Room:
     """One random room with one random place for the source.
 
-    Attributes: ``impulse_response`` (m,) float32 whose sample 0 is the direct sound, exactly 1;
-    ``rt60`` 0.15..0.9 s; ``direct_to_reverberant`` -3..15 dB; ``predelay`` 2..25 ms, first reflection after the
+    rt60 : range of the decay, s.  Attributes: ``impulse_response`` (m,) float32 whose sample 0 is the direct sound,
+    exactly 1; ``rt60`` s; ``direct_to_reverberant`` -3..15 dB; ``predelay`` 2..25 ms, first reflection after the
     direct sound.
     """
 
-    def __init__(self, rng: np.random.Generator) -> None:
-        self.rt60 = float(rng.uniform(0.15, 0.9))
+    def __init__(self, rng: np.random.Generator, rt60: tuple[float, float] = (0.15, 0.9)) -> None:
+        self.rt60 = float(rng.uniform(*rt60))
         self.direct_to_reverberant = float(rng.uniform(-3.0, 15.0))
         self.predelay = float(rng.uniform(0.002, 0.025))
         start = max(1, round(self.predelay * SAMPLERATE))
@@ -66,6 +69,28 @@ class Room:
         if not np.any(audio):
             return np.zeros(len(audio), np.float32)
         return signal.fftconvolve(audio, self.impulse_response)[: len(audio)].astype(np.float32)
+
+
+def hall(rng: np.random.Generator) -> np.ndarray:
+    """Impulse response of a place in which all play: its reverberation, and strings nobody plays that ring along.
+
+    (n,) float32 of HALL_SECONDS; sample 0 is the direct sound, 1.
+    """
+    response = np.zeros(round(HALL_SECONDS * SAMPLERATE), np.float32)
+    response[0] = 1.0
+    if rng.random() < HALL_REVERBERANT:
+        reverberation = Room(rng, HALL_RT60).impulse_response[: len(response)]
+        response[: len(reverberation)] = reverberation
+    if rng.random() < STRINGS_RING:
+        t = np.arange(len(response)) / SAMPLERATE
+        for _ in range(int(rng.integers(STRINGS[0], STRINGS[1] + 1))):
+            frequency = 440.0 * 2.0 ** ((rng.integers(*STRING_MIDI) + rng.normal(0.0, 0.1) - 69) / 12)
+            rt60 = rng.uniform(*STRING_RT60)
+            for partial in range(1, STRING_PARTIALS + 1):
+                height = 10 ** (rng.uniform(*STRING_DB) / 20) / np.sqrt(partial)
+                decay = 10 ** (-3.0 * t * partial**0.3 / rt60)
+                response += (height * decay * np.sin(2 * np.pi * frequency * partial * t)).astype(np.float32)
+    return response
 
 
 def biquad(kind: str, frequency: float, gain_db: float, q: float) -> tuple[np.ndarray, np.ndarray]:

@@ -22,14 +22,20 @@ from .grouping import GroupingNetwork
 from .network import LiveNetwork
 from .pointer import PointerNetwork
 from .predict import TIMBRE_FORMAT
+from .quantise import quantised
 from .slots import TIMBRE_FRAMES, WINDOW, SlotNetwork, TimbreEncoder, harmonic_input
 
 OPSET = 17
 TOLERANCE = 1e-4
 HALF_TOLERANCE = 3e-2  # of the same network with its weights in half precision
+QUANTISED_TOLERANCE = 1e-2  # on average, with its convolutions in eight bits
 HALVED_FROM = 64  # weights in a tensor: what is smaller is not worth it
-CHECKED_FRAMES = 64
+QUANTISING = "QuantizeLinear", "DequantizeLinear"  # nodes whose scales are too small for half precision
+CHECKED_FRAMES = 256
 CHECKED_WINDOWS = 4
+
+Smaller = tuple[Callable[[object], object], Callable[[np.ndarray], float], float]
+"""Makes a model smaller; how its differences from torch are then measured, and how large they may be."""
 
 
 class Hop(nn.Module):
@@ -79,11 +85,14 @@ def export(
     lookahead: int,
     thresholds: tuple[Thresholds, ...],
     training: dict,
+    levels: np.ndarray | None = None,
 ) -> None:
     """Write ``path``; without voters and grouping it tells no players apart.
 
-    The weights lie in the file in half precision, and are computed with in single. ValueError, and no file, if ONNX
-    Runtime fed frame by frame differs from torch by > TOLERANCE before they are halved, or > HALF_TOLERANCE after it.
+    levels : (N, n_bins) frames of music, by which the convolutions are quantised; without them they stay as they are.
+    All other weights lie in the file in half precision, and are computed with in single. ValueError, and no file, if
+    ONNX Runtime fed frame by frame differs from torch by > TOLERANCE before that, or by more than the tolerances of
+    what was done after it.
     """
     from onnx import helper, numpy_helper
 
@@ -114,6 +123,9 @@ def export(
             model.graph.initializer.append(tensor)
             model.graph.output.append(helper.make_tensor_value_info(name, tensor.data_type, weight.shape))
 
+    def compare(partial: Path) -> np.ndarray:
+        return differences(network, OnnxModel(str(partial)), ridges() if levels is None else levels[:CHECKED_FRAMES])
+
     embedding = ["embedding"] if network.config.tells_players else []
     outputs = ["mix", "onset", *embedding, *(f"new_{name}" for name in names)]
     write_onnx(
@@ -123,9 +135,11 @@ def export(
         ["frame", *names],
         outputs,
         info.to_metadata(),
-        lambda partial: largest_difference(network, OnnxModel(str(partial))),
+        compare,
         change=add_weights,
-        half=True,
+        smaller=[(halved, np.max, HALF_TOLERANCE)]
+        if levels is None
+        else [(lambda model: halved(quantised(model, levels)), np.mean, QUANTISED_TOLERANCE)],
     )
 
 
@@ -211,11 +225,11 @@ def write_onnx(
     inputs: list[str],
     outputs: list[str],
     metadata: dict[str, str],
-    difference: Callable[[Path], float],
+    compare: Callable[[Path], np.ndarray],
     change: Callable[[object], None] = lambda model: None,
-    half: bool = False,
+    smaller: Sequence[Smaller] = (),
 ) -> None:
-    """Export, check, and only then put in place. change : what else the ONNX graph shall hold.  half : see `halve`."""
+    """Export, check, and only then put in place. change : what else the ONNX graph shall hold."""
     import onnx
 
     partial = path.with_suffix(".partial.onnx")
@@ -232,77 +246,82 @@ def write_onnx(
         model = onnx.load(str(partial))
         change(model)
         onnx.helper.set_model_props(model, metadata)
-        save_checked(model, partial, difference, TOLERANCE)
-        if half:
-            halve(model)
-            save_checked(model, partial, difference, HALF_TOLERANCE)
+        for make, measure, tolerance in [(lambda model: model, np.max, TOLERANCE), *smaller]:
+            model = make(model)
+            onnx.checker.check_model(model)
+            onnx.save(model, str(partial))
+            found = float(measure(compare(partial)))
+            if found > tolerance:
+                raise ValueError(
+                    f"the export differs from torch by {found:.1e}, more than {tolerance:.0e}; not written"
+                )
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def save_checked(model, path: Path, difference: Callable[[Path], float], tolerance: float) -> None:
-    import onnx
-
-    onnx.checker.check_model(model)
-    onnx.save(model, str(path))
-    largest = difference(path)
-    if largest > tolerance:
-        raise ValueError(f"the export differs from torch by {largest:.1e}, more than {tolerance:.0e}; not written")
-
-
-def halve(model) -> None:
+def halved(model):
     """Weights in half precision, which the runtime makes single again when it loads: half the file."""
     import onnx
 
     casts = []
+    scales = {name for node in model.graph.node if node.op_type in QUANTISING for name in node.input}
     for tensor in model.graph.initializer:
         weights = onnx.numpy_helper.to_array(tensor)
-        if weights.dtype == np.float32 and weights.size >= HALVED_FROM:
+        if weights.dtype == np.float32 and weights.size >= HALVED_FROM and tensor.name not in scales:
             name = tensor.name
             tensor.CopyFrom(onnx.numpy_helper.from_array(weights.astype(np.float16), f"{name}.half"))
             casts.append(onnx.helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.FLOAT))
     for cast in reversed(casts):  # before the nodes that use them
         model.graph.node.insert(0, cast)
+    return model
 
 
-def differs_from(module: nn.Module) -> Callable[[Path], float]:
-    """Largest absolute difference of any output of a file from the module's, on a few random inputs."""
+def differs_from(module: nn.Module) -> Callable[[Path], np.ndarray]:
+    """Absolute differences of all outputs of a file from the module's, on a few random inputs."""
 
-    def difference(path: Path) -> float:
+    def difference(path: Path) -> np.ndarray:
         import onnxruntime
 
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
         source = session.get_inputs()[0]
         rng = np.random.default_rng(0)
-        worst = 0.0
+        found = []
         for _ in range(CHECKED_WINDOWS):
             example = np.clip(rng.normal(0.3, 0.3, source.shape), 0, 1.3).astype(np.float32)
             with torch.no_grad():
                 wanted = module(torch.from_numpy(example))
             wanted = wanted if isinstance(wanted, tuple) else (wanted,)
             for got, want in zip(session.run(None, {source.name: example}), wanted, strict=True):
-                worst = max(worst, float(np.abs(got - want.numpy()).max()))
-        return worst
+                found.append(np.abs(got - want.numpy()).ravel())
+        return np.concatenate(found)
 
     return difference
 
 
-def largest_difference(network: LiveNetwork, model: OnnxModel) -> float:
-    """Largest absolute difference of any output, frame by frame in ONNX Runtime against one shot in torch."""
+def ridges() -> np.ndarray:
+    """Frames that vary slowly, so that the states matter and no output sits at the floor: (CHECKED_FRAMES, n_bins)."""
     rng = np.random.default_rng(0)
-    # Slowly varying ridges, so that the states matter and no output sits at the floor.
     frames = np.clip(rng.normal(0.3, 0.3, (CHECKED_FRAMES // 8, AnalysisConfig().n_bins)), 0, 1.3)
-    frames = frames.repeat(8, 0).astype(np.float32)
+    return frames.repeat(8, 0).astype(np.float32)
+
+
+def differences(network: LiveNetwork, model: OnnxModel, frames: np.ndarray) -> np.ndarray:
+    """Absolute differences of all outputs, frame by frame in ONNX Runtime against one shot in torch.
+
+    An embedding is of no certain size; its differences are shares of the largest.
+    """
     with torch.no_grad():
         outputs, _ = network(torch.from_numpy(frames)[None])
     expected = {"mix": outputs["mix"].sigmoid()[0], "onset": outputs["onset"].sigmoid()[0]}
     if "embedding" in outputs:
         expected["embedding"] = outputs["embedding"][0]
     model.reset()
-    worst = 0.0
+    found = []
     for n, frame in enumerate(frames):
-        heard = model.process(frame)
-        for name, want in expected.items():
-            worst = max(worst, float(np.abs(getattr(heard, name) - want[n].numpy()).max()))
-    return worst
+        for _ in range(model.steps):
+            heard = model.hear(frame)
+            for name, want in expected.items():
+                whole = float(want.abs().max()) if name == "embedding" else 1.0
+                found.append(np.abs(getattr(heard, name) - want[n].numpy()).ravel() / whole)
+    return np.concatenate(found)

@@ -38,7 +38,7 @@ class Look(NamedTuple):
     note, an empty set for a ghost."""
 
     notes: Notes
-    now: int
+    now: float
     begun: int
     players: list[frozenset[int]]
 
@@ -101,8 +101,8 @@ class GroupingNetwork(nn.Module):
 class WatchedMemory(StudiedMemory):
     """Follows the truth, and is looked into at random moments."""
 
-    def __init__(self, max_voices: int, seed: int):
-        super().__init__(lambda features, new: np.zeros(len(features) + 1), max_voices, follow_truth=1.0)
+    def __init__(self, max_voices: int, seed: int, steps: int):
+        super().__init__(lambda features, new: np.zeros(len(features) + 1), max_voices, None, 1.0, steps)
         self._moments = np.random.default_rng(seed)
         self._looked = 0  # turn
         self.looks: list[Look] = []
@@ -118,7 +118,7 @@ class WatchedMemory(StudiedMemory):
         if self._n >= 2:
             notes = self.notes()
             kept = Notes(notes.unit.astype(np.float32), *(column.copy() for column in notes[1:]))
-            self.looks.append(Look(kept, self._hop - 1, begun, self.owners()))
+            self.looks.append(Look(kept, self._now - 1 / self._steps, begun, self.owners()))
 
 
 def fit_grouping(
@@ -127,7 +127,7 @@ def fit_grouping(
     """UserError if no two notes are heard whose players are known."""
     watched = []
     for number, performance in enumerate(train):
-        watched.append(study(performance, WatchedMemory(max_voices, seed + number)))
+        watched.append(study(performance, WatchedMemory(max_voices, seed + number, performance.steps)))
         watched[-1].look()  # at least once
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)

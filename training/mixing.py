@@ -10,11 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy import signal
 from torch import Tensor
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, SAMPLERATE
 
-from .effects import background, colour
+from .effects import background, colour, hall
 from .metrics import note_frames
 from .network import POLYPHONY_CLASSES
 from .stems import Segment, StemCache
@@ -25,6 +26,7 @@ STRANGER_PROBABILITY = 0.12  # a part replaced by a stem of another piece: harmo
 GUEST_PROBABILITY = 0.25  # of one more stem of another piece, and of yet another after it
 DISTRACTOR_PROBABILITY = 0.15  # drums, where a segment has them
 COLOUR_PROBABILITY = 0.5  # of a stem that gets a timbre of its own: a few hundred instruments are few
+HALL_PROBABILITY = 0.5  # that all play in one place, besides the rooms of their own that stems have
 RETUNE_CENTS = 30.0
 GAIN_DB = -9.0, 3.0  # of a part
 PLAYING_DB = -38.0, -14.0  # RMS of a mixture re full scale: a distant microphone to a hot line
@@ -111,6 +113,8 @@ def mix(
     notes = np.concatenate(notes).astype(np.float64) if notes else np.zeros((0, 4))
     notes[:, 1:3] -= start / SAMPLERATE
     if augment:
+        if rng.random() < HALL_PROBABILITY:
+            audio = signal.oaconvolve(audio, hall(rng))[:n].astype(np.float32)
         audio, notes = retune(audio, notes, rng)
         audio = set_level(audio, rng)
     notes = notes[(notes[:, 2] > 0) & (notes[:, 1] < seconds)]

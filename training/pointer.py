@@ -20,10 +20,19 @@ from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import Grouping
 from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
-from realtime_mpe.voices import HISTORY_HOPS, NEW_FEATURES, VOICE_FEATURES, NewNote, Pointer, Scorer, VoiceMemory, Voter
+from realtime_mpe.voices import (
+    HISTORY_FRAMES,
+    NEW_FEATURES,
+    VOICE_FEATURES,
+    NewNote,
+    Pointer,
+    Scorer,
+    VoiceMemory,
+    Voter,
+)
 
+from .calibrate import Heard
 from .metrics import note_frames
-from .mixing import Mixture
 
 HIDDEN_VOICE, HIDDEN_NEW = 128, 96
 FOLLOW_TRUTH = (1.0, 0.9, 0.7)  # share of right decisions forced in each round: mistakes come in by and by
@@ -68,52 +77,53 @@ def perceptron(n_in: int, hidden: int) -> nn.Sequential:
 
 @dataclass(frozen=True)
 class Performance:
-    """One mixture as the engine hears it: note events of every hop, the embeddings they need, and the truth.
+    """One mixture as the engine hears it: note events of every step, the embeddings they need, and the truth.
 
-    events[hop] : what the tracker decided.  where (N, 2) int32 = hop, pitch and values (N, D) float16 : embeddings.
-    players[hop][pitch] : the stems that really play the note detected there; an empty set for a ghost.
+    events[step] : what the tracker decided.  where (N, 2) int32 = step, pitch and values (N, D) float16 : embeddings.
+    players[step][pitch] : the stems that really play the note detected there; an empty set for a ghost.
+    steps : a frame.
     """
 
-    n_hops: int
+    n_steps: int
     events: list[list[NoteEvent]]
     where: np.ndarray
     values: np.ndarray
     players: list[dict[int, frozenset[int]]]
+    steps: int = 1
 
     def embeddings(self) -> np.ndarray:
-        dense = np.zeros((self.n_hops, N_PITCHES, self.values.shape[1]), np.float32)
+        dense = np.zeros((self.n_steps, N_PITCHES, self.values.shape[1]), np.float32)
         dense[self.where[:, 0], self.where[:, 1]] = self.values
         return dense
 
 
-def perform(
-    mix: np.ndarray, onset: np.ndarray, embedding: np.ndarray, mixture: Mixture, thresholds: Thresholds, lookahead: int
-) -> Performance:
-    """Run the note tracker over one mixture's posteriors, (T, L, P) each, and embeddings (T, P, D)."""
-    tracker = NoteTracker(N_PITCHES, thresholds, lookahead)
-    events = [tracker.process(mix[hop], onset[hop]) for hop in range(len(mix))]
-    needed = np.zeros(embedding.shape[:2], bool)
+def perform(heard: Heard, thresholds: Thresholds, lookahead: int) -> Performance:
+    """Run the note tracker over what was heard of one mixture."""
+    tracker = NoteTracker(N_PITCHES, thresholds, lookahead, heard.steps)
+    events = [tracker.process(mix, onset) for mix, onset in zip(heard.mix, heard.onset, strict=True)]
+    needed = np.zeros(heard.embedding.shape[:2], bool)
     detected, open_notes = [], {}
-    for hop, hop_events in enumerate([*events, tracker.flush()]):
-        for event in hop_events:
+    for step, step_events in enumerate([*events, tracker.flush()]):
+        for event in step_events:
             if event.on:
-                open_notes[event.pitch] = hop, event.frame
+                open_notes[event.pitch] = step, event.step
             else:
                 begun, start = open_notes.pop(event.pitch)
-                needed[max(0, begun - HISTORY_HOPS) : hop + 1, event.pitch] = True
-                detected.append((begun, event.pitch, start, event.frame))
+                needed[max(0, begun - HISTORY_FRAMES * heard.steps) : step + 1, event.pitch] = True
+                detected.append((begun, event.pitch, start / heard.steps, event.step / heard.steps))
     players: list[dict[int, frozenset[int]]] = [{} for _ in events]
     truth: dict[int, list[tuple[int, int, int]]] = {}
-    for stem, on, off, midi in mixture.notes:
+    for stem, on, off, midi in heard.mixture.notes:
         truth.setdefault(int(midi) - FIRST_MIDI, []).append((int(stem), *note_frames(on, off)))
-    for hop, pitch, start, end in detected:
-        players[hop][pitch] = frozenset(
+    for step, pitch, start, end in detected:
+        players[step][pitch] = frozenset(
             stem
             for stem, first, last in truth.get(pitch, ())
             if 2 * (min(end, last) - max(start, first)) >= min(end - start, last - first)
         )
     where = np.argwhere(needed).astype(np.int32)
-    return Performance(len(mix), events, where, embedding[where[:, 0], where[:, 1]].astype(np.float16), players)
+    values = heard.embedding[where[:, 0], where[:, 1]].astype(np.float16)
+    return Performance(len(events), events, where, values, players, heard.steps)
 
 
 @dataclass
@@ -129,15 +139,22 @@ class Decisions:
 class StudiedMemory(VoiceMemory):
     """A voice memory that knows the true players, notes every decision, and can be made to follow the truth."""
 
-    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, follow_truth: float = 0.0):
-        super().__init__(scorer, max_voices, grouping)
+    def __init__(
+        self,
+        scorer: Scorer,
+        max_voices: int,
+        grouping: Grouping | None = None,
+        follow_truth: float = 0.0,
+        steps: int = 1,
+    ):
+        super().__init__(scorer, max_voices, grouping, steps=steps)
         self.follow_truth = follow_truth  # share of the decisions, 0..1
         self._rng = np.random.default_rng(0)
-        self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this hop, by pitch
+        self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this step, by pitch
         self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
         self.given: list[tuple[frozenset[int], int]] = []  # players and voice of every note, by turn
 
-    def _give(self, note: NewNote, choice: int, frame: int) -> int:
+    def _give(self, note: NewNote, choice: int, frame: float) -> int:
         players = self.players[note.pitch]
         if players:
             features, new = self.features(note, frame)
@@ -171,16 +188,17 @@ class StudiedMemory(VoiceMemory):
 
 def study(performance: Performance, memory: StudiedMemory) -> StudiedMemory:
     """Run a voice memory over one performance; returns it."""
-    embeddings = performance.embeddings()
-    for hop, events in enumerate(performance.events):
+    embeddings, steps = performance.embeddings(), performance.steps
+    for step, events in enumerate(performance.events):
         for event in events:
             if not event.on:
-                memory.note_off(event.pitch, event.frame)
-        starts = [(event.pitch, event.frame) for event in events if event.on]
+                memory.note_off(event.pitch, event.step)
+        starts = [(event.pitch, event.step) for event in events if event.on]
         if starts:
-            memory.players = {pitch: performance.players[hop].get(pitch, frozenset()) for pitch, _ in starts}
-            memory.note_ons(starts, embeddings[max(0, hop + 1 - HISTORY_HOPS) : hop + 1], hop)
-        memory.hear(embeddings[hop])
+            memory.players = {pitch: performance.players[step].get(pitch, frozenset()) for pitch, _ in starts}
+            history = embeddings[max(0, step + 1 - HISTORY_FRAMES * steps) : step + 1]
+            memory.note_ons(starts, history, step + 1 - steps)
+        memory.hear(embeddings[step])
     return memory
 
 
@@ -238,7 +256,8 @@ def fit_pointer(
     for round_number in range(len(FOLLOW_TRUTH)):
         pointer = as_pointer(networks)
         for performance in train:
-            memory = StudiedMemory(pointer, max_voices, grouping, FOLLOW_TRUTH[round_number])
+            follow = FOLLOW_TRUTH[round_number]
+            memory = StudiedMemory(pointer, max_voices, grouping, follow, performance.steps)
             gathered += study(performance, memory).decisions
         if not gathered:
             raise UserError("the network detects no notes yet, so no voices can be learnt; train it for more --hours")
@@ -246,7 +265,10 @@ def fit_pointer(
         for network in networks:
             learn(network, data)
         pointer = as_pointer(networks)
-        memories = [study(performance, StudiedMemory(pointer, max_voices, grouping)) for performance in validation]
+        memories = [
+            study(performance, StudiedMemory(pointer, max_voices, grouping, steps=performance.steps))
+            for performance in validation
+        ]
         share = home_share(memories)
         say(
             f"pointer round {round_number + 1} of {len(FOLLOW_TRUTH)}: {len(gathered)} decisions, "

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from realtime_mpe.analysis import HOP
 from realtime_mpe.errors import UserError
 from realtime_mpe.notes import Thresholds
 
@@ -44,7 +45,9 @@ DEFAULT_LOOKAHEAD = 1  # frames; at 2 a note's player is told no better on valid
 FEW_EVERY = 3  # performances for the voice memory, one is by a few players: who is alone must be heard too
 CALIBRATION_MIXTURES = 24
 FEWEST_PERFORMANCES = 10  # of a validation set that still says something
-RUN_FILE, POINTER_FILE, GROUPING_FILE = "run.json", "pointer.pt", "grouping.pt"
+QUANTISED_FROM = 48  # channels; narrower networks are no faster for it
+LEVELS_MIXTURES, LEVELS_FRAMES = 8, 128  # of music, each, that show what range every activation has
+RUN_FILE, POINTER_FILE, GROUPING_FILE, LEVELS_FILE = "run.json", "pointer.pt", "grouping.pt", "levels.npy"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -92,6 +95,8 @@ def run(args: argparse.Namespace) -> int:
         return 130
     torch.save([voter.state_dict() for voter in voters], out / POINTER_FILE)
     torch.save(grouping.state_dict() if grouping else None, out / GROUPING_FILE)
+    if network.config.channels >= QUANTISED_FROM:
+        np.save(out / LEVELS_FILE, music(caches["validation"], args.seed).astype(np.float16))
     record = {
         "command": command(args),
         **sounds.record(),
@@ -139,6 +144,13 @@ def fit_voices(
     return voters, grouping, thresholds
 
 
+def music(cache: StemCache, seed: int) -> np.ndarray:
+    """Frames of a few mixtures, (LEVELS_MIXTURES * LEVELS_FRAMES, n_bins) float32."""
+    front_end, n = FrontEnd(), LEVELS_FRAMES * HOP
+    heard = [front_end(torch.from_numpy(m.audio[None, :n]))[0] for m in mixtures(cache, LEVELS_MIXTURES, seed + 4)]
+    return torch.cat(heard).numpy()
+
+
 def export_run(run: Path, path: Path) -> None:
     """The trained parts in a run's folder as one model file; UserError if a part is missing."""
     try:
@@ -153,6 +165,9 @@ def export_run(run: Path, path: Path) -> None:
         if state is not None:
             grouping = GroupingNetwork()
             grouping.load_state_dict(state)
+        levels = None
+        if network.config.channels >= QUANTISED_FROM:
+            levels = np.load(run / LEVELS_FILE).astype(np.float32)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
@@ -160,7 +175,7 @@ def export_run(run: Path, path: Path) -> None:
         raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes its pointer anew") from error
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
-    export(path, network, voters, grouping, DEFAULT_LOOKAHEAD, thresholds, settings["record"])
+    export(path, network, voters, grouping, DEFAULT_LOOKAHEAD, thresholds, settings["record"], levels)
 
 
 def mixtures(cache: StemCache, count: int, seed: int, few_every: int | None = None) -> Iterator[Mixture]:
@@ -184,9 +199,7 @@ def hear_performances(
     performances = []
     for number, mixture in enumerate(mixtures(cache, count, seed, FEW_EVERY), 1):
         heard = hear(network, front_end, [mixture], device)[0]
-        performances.append(
-            perform(heard.mix, heard.onset, heard.embedding, mixture, thresholds[DEFAULT_LOOKAHEAD], DEFAULT_LOOKAHEAD)
-        )
+        performances.append(perform(heard, thresholds[DEFAULT_LOOKAHEAD], DEFAULT_LOOKAHEAD))
         if number % 50 == 0 or number == count:
             print(f"performances heard: {number} of {count}", flush=True)
     return performances

@@ -1,6 +1,7 @@
 """`audio:PATH.wav`: what was heard, as a WAV file whose first sample is second 0 of all notes.
 
-The samples are those that the engine got, in 32-bit floating point. The header is true once a second, so a program that
+The samples are those that the engine got, in 32-bit floating point; only what a device sends after it came back at
+another rate is brought to the rate of the file. The header is true once a second, so a program that
 is killed leaves a file that can be opened and lacks the last second at most.
 """
 
@@ -13,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import UserError
+from ..resample import Resampler
 from ..source import Block
 from .base import NoteSink
 
@@ -27,8 +29,8 @@ _log = logging.getLogger(__name__)
 class AudioFileSink(NoteSink):
     """samplerate : of the sound, Hz. Lost samples become silence, so that the file keeps time with the notes.
 
-    UserError if `path` cannot be written or is there already. A full disk, or a device that goes on at another rate,
-    ends the recording with a warning; what is there is kept.
+    UserError if `path` cannot be written or is there already. A full disk ends the recording with a warning; what is
+    there is kept.
     """
 
     def __init__(self, path: str | Path, samplerate: int) -> None:
@@ -36,6 +38,8 @@ class AudioFileSink(NoteSink):
             raise UserError("the recording needs a file name, such as audio:take.wav")
         self.path = Path(path).expanduser()
         self._samplerate = samplerate
+        self._coming = samplerate
+        self._resampler: Resampler | None = None
         self._bytes = 0
         try:
             self._file = open(self.path, "xb")
@@ -53,16 +57,20 @@ class AudioFileSink(NoteSink):
         if self.closed:
             return
         try:
-            if samplerate != self._samplerate:
-                self._give_up(f"the device goes on at {samplerate} Hz")
-                return
-            if self._bytes + BYTES * (block.lost + len(block.samples)) > LARGEST:
+            if block.lost or samplerate != self._coming:
+                self._write_rest()
+            if samplerate != self._coming:
+                self._coming = samplerate
+                self._resampler = None if samplerate == self._samplerate else Resampler(samplerate, self._samplerate)
+            lost = round(block.lost * self._samplerate / samplerate)
+            samples = block.samples if self._resampler is None else self._resampler.process(block.samples)
+            if self._bytes + BYTES * (lost + len(samples)) > LARGEST:
                 self._give_up("the file is as long as a WAV can be")
                 return
-            if block.lost:  # hours, it may be: what is skipped reads as silence
-                self._file.seek(BYTES * block.lost, os.SEEK_CUR)
-                self._bytes += BYTES * block.lost
-            self._write(block.samples.astype("<f4", copy=False))
+            if lost:  # hours, it may be: what is skipped reads as silence
+                self._file.seek(BYTES * lost, os.SEEK_CUR)
+                self._bytes += BYTES * lost
+            self._write(samples)
             if time.monotonic() >= self._next_save:
                 self._save()
         except OSError as e:
@@ -73,6 +81,7 @@ class AudioFileSink(NoteSink):
             return
         self.closed = True
         try:
+            self._write_rest()
             self._save()
             os.fsync(self._file.fileno())
             self._file.close()
@@ -86,8 +95,13 @@ class AudioFileSink(NoteSink):
         self._file.close()
         self.path.unlink(missing_ok=True)
 
+    def _write_rest(self) -> None:
+        """What a resampler still holds."""
+        if self._resampler is not None:
+            self._write(self._resampler.flush())
+
     def _write(self, samples: np.ndarray) -> None:
-        self._file.write(samples.tobytes())
+        self._file.write(samples.astype("<f4", copy=False).tobytes())
         self._bytes += BYTES * len(samples)
 
     def _save(self) -> None:
@@ -107,6 +121,7 @@ class AudioFileSink(NoteSink):
 
     def _give_up(self, reason: str) -> None:
         _log.warning("the recording %s ends here: %s", self.path, reason)
+        self._resampler = None  # there is no room for what it holds
         try:
             self.close()
         except UserError:
