@@ -16,7 +16,7 @@ FIRST_MIDI = 23  # B0, the lowest of the paper's 72 pitches; the highest is MIDI
 N_PITCHES = 72
 BINS_PER_PITCH = 3
 N_BINS = N_PITCHES * BINS_PER_PITCH
-PHASES = 2  # 16 ms a step: finer ones would cost as much again for a few milliseconds
+PHASES = 2  # 16 ms a step; each phase costs a whole run of the network a hop
 MAX_LOOKAHEAD = 4  # frames; the model answers for every look-ahead from 0 to this
 
 

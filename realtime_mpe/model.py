@@ -201,7 +201,7 @@ def agreed(newest: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 
 class OnnxModel:
-    """``process`` takes one frame, ``steps`` of them a hop, and carries the states of every phase.
+    """``process`` takes one frame, ``steps`` of them a hop, and carries the states of both phases.
 
     ``latency`` is 0 frames: look-ahead is the tracker's affair.  session : of the file, if it is open already.
     """

@@ -1,4 +1,4 @@
-"""Convolutions in eight bits: half of the work and a third less file, for a fiftieth of what the posteriors say.
+"""Convolutions in eight bits: half of the work and a third less file; probabilities move by a hundredth.
 
 The range of every activation is measured on music and fixed. Weights have seven bits, a scale for each channel: with
 eight, sums overflow on processors without the instructions made for this.
