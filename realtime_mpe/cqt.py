@@ -15,6 +15,8 @@ from .analysis import AnalysisConfig
 FLOOR_DB = -85.0  # level 0: below the noise of a quiet room with a quiet microphone
 RANGE_DB = 70.0  # level 1 is -15 dB, about a full-scale sine split between neighbouring bins
 MAX_LEVEL = 1.3
+FAINTEST = 1e-7  # magnitude, -140 dB: so that silence has a level
+SILENCE = (20.0 * np.log10(FAINTEST) - FLOOR_DB) / RANGE_DB  # the lowest level
 
 
 def bin_frequencies(config: AnalysisConfig) -> np.ndarray:
@@ -71,14 +73,18 @@ def kernels(config: AnalysisConfig) -> tuple[Bank, ...]:
 
 
 def level(spectrum: np.ndarray) -> np.ndarray:
-    """Products with `kernels`, (..., 2 * n_bins), to levels (..., n_bins) in 0..MAX_LEVEL: absolute dB, scaled.
+    """Products with `kernels`, (..., 2 * n_bins), to levels (..., n_bins), SILENCE at least: absolute dB, scaled.
 
     Absolute, because a normalisation by the loudest of a window cannot be computed before the window has ended.
     """
     n_bins = spectrum.shape[-1] // 2
     magnitude = np.hypot(spectrum[..., :n_bins], spectrum[..., n_bins:])
-    decibels = 20.0 * np.log10(magnitude + 1e-5)
-    return np.clip((decibels - FLOOR_DB) / RANGE_DB, 0.0, MAX_LEVEL).astype(np.float32)
+    return ((20.0 * np.log10(magnitude + FAINTEST) - FLOOR_DB) / RANGE_DB).astype(np.float32)
+
+
+def audible(levels):
+    """Levels, a numpy array or a tensor, as networks are fed with them: what is fainter than the floor is at it."""
+    return levels.clip(0.0, MAX_LEVEL)
 
 
 class StreamingCqt:

@@ -16,7 +16,7 @@ import numpy as np
 from .analysis import FIRST_MIDI, HOP, SAMPLERATE
 from .bend import PitchFollower
 from .channels import ChannelMap, MpeZone
-from .cqt import StreamingCqt
+from .cqt import SILENCE, StreamingCqt
 from .events import Note, Status
 from .meter import InputMeter
 from .model import OnnxModel
@@ -130,7 +130,7 @@ class Engine:
         self._frames(self._cqt.flush())
         # Frames of silence, not samples: in the kernels the cut would sound like a click.
         missing = self._steps * (self._model.latency + self.lookahead)
-        self._frames(np.zeros((missing, self._model.info.analysis.n_bins), np.float32))
+        self._frames(np.full((missing, self._model.info.analysis.n_bins), SILENCE, np.float32))
         self._end_all()
 
     def report(self, overflows: int, seconds_busy: float) -> None:

@@ -14,9 +14,10 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from .affinity import PAIR_FEATURES
-from .analysis import MAX_LOOKAHEAD, PHASES, AnalysisConfig
+from .analysis import FRAME_SECONDS, MAX_LOOKAHEAD, PHASES, AnalysisConfig
 from .errors import UserError
 from .grouping import JOIN_FEATURES, Grouping
+from .leveller import Leveller
 from .notes import Thresholds
 from .voices import NEW_FEATURES, VOICE_FEATURES, Pointer, SlotVoices, VoiceMemory, Voter
 
@@ -222,6 +223,7 @@ class OnnxModel:
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
         self._n_bins = self.info.analysis.n_bins
+        self._leveller = Leveller(FRAME_SECONDS / self.steps)
         names = [name for name in outputs if name.startswith((POINTER_PREFIX, GROUPING_PREFIX))]
         try:
             self.reset()
@@ -254,13 +256,14 @@ class OnnxModel:
         silence = {name: np.zeros(shape, np.float32) for name, shape in self._state_shapes.items()}
         self._states = deque([silence] * self.steps)  # of each phase, the next to hear first
         self._before: Posteriors | None = None
+        self._leveller.reset()
 
     def _feed(self, frame: np.ndarray) -> dict[str, np.ndarray]:
         return {"frame": frame.reshape(1, 1, self._n_bins), **self._states[0]}
 
     def process(self, frame: np.ndarray) -> Posteriors:
         """(n_bins,) levels of one frame -> Posteriors on which this phase and the one before agree."""
-        heard, before = self.hear(frame), self._before
+        heard, before = self.hear(self._leveller.process(frame)), self._before
         self._before = heard
         if before is None:
             return heard

@@ -3,7 +3,8 @@
 The model answers for every look-ahead at once, so one step tells of the newest label frame at the chosen look-ahead
 L and, better informed, of the frames before it at L + 1, L + 2 ... A note-on is decided at L, because it is what
 a player waits for; its onset is then looked up among the frames just before; note-offs and repeated notes are
-decided at L + 1.
+decided at L + 1. So are notes a semitone beside one that sounds or has just ended, unless they are sure: a sound that
+stops all of a sudden is wide for a moment.
 """
 
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from .analysis import BINS_PER_PITCH, MAX_LOOKAHEAD
 from .cqt import FLOOR_DB, RANGE_DB
 
 MIN_REPEAT_FRAMES = 3  # 96 ms: faster repetitions of one pitch by one player are trills of the model, not of people
+SPLASH_FRAMES = 2  # 64 ms: for so long a sound that has stopped may splash over the pitches beside it
+SURE = 0.9  # probability that is no splash
 VELOCITY_FLOOR_DB, VELOCITY_RANGE_DB = -62.0, 50.0  # level of a pitch's bins that maps to velocity 1, and up to 127
 
 
@@ -70,6 +73,7 @@ class NoteTracker:
         self.sounding = np.zeros(self._n_pitches, bool)
         self._onset = np.zeros(self._n_pitches, int)
         self._above_repeat = np.zeros(self._n_pitches, bool)
+        self._heard = np.full(self._n_pitches, -self._steps * SPLASH_FRAMES - 1)  # step in which each sounded last
         self._newest = 0  # step of the labels that look-ahead 0 has reached
 
     def process(self, mix: np.ndarray, onset: np.ndarray) -> list[NoteEvent]:
@@ -89,6 +93,11 @@ class NoteTracker:
         begun = ~self.sounding & (
             (mix[lookahead] >= limits.on) | ((onset[lookahead] >= limits.onset) & (mix[lookahead] >= limits.off))
         )
+        self._heard[self.sounding] = self._newest
+        splashing = np.pad(self._newest - self._heard <= self._steps * SPLASH_FRAMES, 1)
+        beside = splashing[:-2] | splashing[2:]
+        confirmed = np.minimum(mix[lookahead], mix[later]) >= limits.on
+        begun &= ~beside | confirmed | (mix[lookahead] >= SURE)
         events = [NoteEvent(False, int(p), later_step) for p in np.flatnonzero(ended | repeated)]
         for p in np.flatnonzero(repeated):
             events.append(NoteEvent(True, int(p), later_step))

@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from .analysis import MAX_LOOKAHEAD, N_BINS, N_PITCHES, PAPER, AnalysisConfig
-from .cqt import StreamingCqt
+from .cqt import StreamingCqt, audible
 from .errors import UserError
 from .model import DEFAULT_MODEL, ModelInfo, Posteriors, model_path, open_session
 from .voices import SlotVoices
@@ -102,7 +102,7 @@ class WindowModel:
         The network knows no onsets. The embedding of a pitch is what each slot says of it, (72, K), in the frame of
         look-ahead 0: a note can begin as late as there.
         """
-        self._frames.append(frame)
+        self._frames.append(audible(frame))
         self._age += 1
         if self._said is None or self._age == self.info.stride:
             self._said, self._age = self._run(), 0

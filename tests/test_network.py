@@ -43,7 +43,7 @@ def network() -> LiveNetwork:
 
 def test_training_front_end_equals_the_runtime_on_every_frame():
     audio = np.random.default_rng(0).normal(0, 0.1, (2, 20 * 512)).astype(np.float32)
-    got = FrontEnd()(torch.from_numpy(audio)).numpy()
+    got = FrontEnd().levels(torch.from_numpy(audio)).numpy()
     for row, signal in zip(got, audio, strict=True):
         np.testing.assert_allclose(row, StreamingCqt(AnalysisConfig()).process(signal), atol=2e-5)
 
@@ -51,7 +51,7 @@ def test_training_front_end_equals_the_runtime_on_every_frame():
 @pytest.mark.parametrize("samples", [20 * 512, 20 * 512 + 1])
 def test_the_centred_front_end_of_training_gives_the_runtimes_label_frames(samples):
     audio = np.random.default_rng(0).normal(0, 0.1, samples).astype(np.float32)
-    label_frames = FrontEnd(PAPER)(torch.from_numpy(audio)[None])[0].numpy()
+    label_frames = FrontEnd(PAPER).levels(torch.from_numpy(audio)[None])[0].numpy()
     cqt = StreamingCqt(PAPER)
     streamed = np.concatenate([cqt.process(audio), cqt.flush()])[cqt.latency // PAPER.hop - 1 :]
     assert len(label_frames) == 21 <= len(streamed)

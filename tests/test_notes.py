@@ -66,6 +66,26 @@ def test_wavering_between_the_thresholds_does_not_retrigger():
     assert [e[1] for e in events] == [True, False]
 
 
+@pytest.mark.parametrize(
+    "probability, length, distance, late", [(0.8, 1, 1, None), (0.8, 8, 1, 1), (0.95, 1, 1, 0), (0.8, 1, 2, 0)]
+)
+def test_a_splash_over_the_pitch_beside_is_no_note_and_a_step_waits_a_frame(probability, length, distance, late):
+    mix = np.zeros((40, 4))
+    mix[5:15, 1] = 0.9
+    mix[15 : 15 + length, 1 + distance] = probability
+    events, _ = run(mix, np.zeros((40, 4)), n_pitches=4)
+    begun = [hop for hop, on, pitch, _ in events if on and pitch == 1 + distance]
+    assert begun == ([] if late is None else [15 + late])
+
+
+def test_a_step_to_the_pitch_beside_waits_no_longer_once_the_other_is_past():
+    mix = np.zeros((40, 2))
+    mix[5:15, 0] = 0.9
+    mix[19:30, 1] = 0.8  # four frames after: the end was told two hops after the last frame, and two more have passed
+    events, _ = run(mix, np.zeros((40, 2)), n_pitches=2)
+    assert [hop for hop, on, pitch, _ in events if on and pitch == 1] == [19]
+
+
 def test_a_repeated_note_is_split_and_the_end_comes_before_the_beginning():
     events, _ = run(roll((5, 25)), roll((5, 7), (15, 17)))
     assert [e[1:] for e in events] == [(True, 0, 5), (False, 0, 15), (True, 0, 15), (False, 0, 25)]

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, PHASES
+from realtime_mpe.leveller import Leveller
 from realtime_mpe.model import agreed
 from realtime_mpe.notes import NoteTracker, Thresholds
 
@@ -47,7 +48,10 @@ def hear(network: LiveNetwork, front_end: FrontEnd, mixtures: Iterable[Mixture],
     for mixture in mixtures:
         audio = torch.from_numpy(mixture.audio).to(device)
         later = [HOP - (phase + 1) * HOP // PHASES for phase in range(PHASES)]  # by which its frames end early
-        outputs, _ = network(front_end(torch.stack([F.pad(audio, (n, 0))[: len(audio)] for n in later])))
+        steps = interleaved(front_end.levels(torch.stack([F.pad(audio, (n, 0))[: len(audio)] for n in later])))
+        leveller = Leveller(FRAME_SECONDS / PHASES)
+        levelled = np.stack([leveller.process(frame) for frame in steps])
+        outputs, _ = network(torch.from_numpy(levelled).to(device).unflatten(0, (-1, PHASES)).transpose(0, 1))
         heard.append(
             Heard(
                 all_agreed(interleaved(outputs["mix"].sigmoid())),

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realtime_mpe.analysis import AnalysisConfig
-from realtime_mpe.cqt import FLOOR_DB, MAX_LEVEL, RANGE_DB, kernels
+from realtime_mpe.cqt import FAINTEST, FLOOR_DB, RANGE_DB, audible, kernels
 
 
 class FrontEnd(nn.Module):
@@ -20,6 +20,10 @@ class FrontEnd(nn.Module):
             self.register_buffer(f"bank{k}", torch.from_numpy(bank.kernels), persistent=False)
 
     def forward(self, audio: Tensor, context: int = 0) -> Tensor:
+        """The audible ones of `levels`, as networks are fed with them."""
+        return audible(self.levels(audio, context))
+
+    def levels(self, audio: Tensor, context: int = 0) -> Tensor:
         """Levels of all frames, (B, n) samples -> (B, T, n_bins), equal to those of StreamingCqt on each row.
 
         Right-aligned: T = n // hop, row i is complete with sample (i + 1) * hop. Centred: row i is centred on sample
@@ -36,6 +40,6 @@ class FrontEnd(nn.Module):
             piece = F.pad(audio, (max(-begin, 0), max(end - n, 0)))[..., max(begin, 0) : end + max(-begin, 0)]
             spectrum = piece.unfold(-1, bank.behind + bank.ahead, hop) @ getattr(self, f"bank{k}")
             real, imaginary = spectrum.chunk(2, -1)
-            decibels = 20.0 * torch.log10(torch.hypot(real, imaginary) + 1e-5)
-            levels.append(((decibels - FLOOR_DB) / RANGE_DB).clamp(0.0, MAX_LEVEL))
+            decibels = 20.0 * torch.log10(torch.hypot(real, imaginary) + FAINTEST)
+            levels.append((decibels - FLOOR_DB) / RANGE_DB)
         return torch.cat(levels, -1)

@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, N_BINS, PAPER, SAMPLERATE
-from realtime_mpe.cqt import StreamingCqt
+from realtime_mpe.cqt import StreamingCqt, audible
 from realtime_mpe.errors import UserError
 from realtime_mpe.model import load_model, model_path, open_session
 from realtime_mpe.plugins import known
@@ -82,11 +82,11 @@ def metadata(model: str) -> dict[str, str]:
 
 
 def levels(samples: np.ndarray) -> np.ndarray:
-    """(n,) float32 at SAMPLERATE -> (T, N_BINS) of the label frames 0.. whose centre lies before the end."""
+    """(n,) float32 at SAMPLERATE -> (T, N_BINS) audible, of the label frames 0.. whose centre lies before the end."""
     cqt = StreamingCqt(PAPER)
     frames = np.concatenate([cqt.process(samples), cqt.flush()])
     before = cqt.latency // HOP - 1  # the first frame to come out is centred on one hop less the latency
-    return frames[before : before - (-len(samples) // HOP)]
+    return audible(frames[before : before - (-len(samples) // HOP)])
 
 
 class WindowNetwork:
