@@ -271,6 +271,18 @@ def test_a_take_that_takes_long_to_save_is_saved_less_often(tmp_path, monkeypatc
     assert len(saves) == 3 and min(b - a for a, b in zip(saves, saves[1:], strict=False)) >= 50
 
 
+def test_an_interrupt_while_saving_leaves_no_part_of_it(tmp_path, monkeypatch):
+    def interrupted(source, target):
+        raise KeyboardInterrupt
+
+    sink = MidiFileSink(tmp_path / "take.mid")
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr(midi_file.os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        sink.close()
+    assert not any(tmp_path.iterdir())
+
+
 def test_full_disk_keeps_the_last_good_save_warns_once_and_recovers(tmp_path, monkeypatch, caplog, checkpoint_always):
     path = tmp_path / "take.mid"
     sink = MidiFileSink(path)

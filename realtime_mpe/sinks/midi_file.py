@@ -50,8 +50,8 @@ class MidiFileSink(NoteSink):
                     raise UserError(f"{str(self.path)!r} is there already: move that take away, or choose another name")
             self._target = Path(os.path.realpath(self.path))  # a link stays a link
             self._temporary = self._target.with_name(f".rt-mpe-{os.getpid()}-{id(self):x}.tmp")
-            _write(self._temporary, b"")
-            self._temporary.unlink()
+            with tempfile.TemporaryFile(dir=self._target.parent):  # can be written; leaves nothing if it ends here
+                pass
         except OSError as e:
             raise UserError(f"cannot record to {str(self.path)!r}: {_reason(e)}; choose another place") from e
         self._take = Take(offset / 1000.0)
@@ -102,7 +102,7 @@ class MidiFileSink(NoteSink):
         try:
             _write(temporary, self._take.encode(), durable)
             os.replace(temporary, target)
-        except OSError:
+        except BaseException:  # an interrupt too
             temporary.unlink(missing_ok=True)
             raise
 
