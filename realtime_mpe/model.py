@@ -262,7 +262,7 @@ class OnnxModel:
         return {"frame": frame.reshape(1, 1, self._n_bins), **self._states[0]}
 
     def process(self, frame: np.ndarray) -> Posteriors:
-        """(n_bins,) levels of one frame -> Posteriors on which this phase and the one before agree."""
+        """(n_bins,) levels of one frame of the front end -> Posteriors on which this phase and the one before agree."""
         heard, before = self.hear(self._leveller.process(frame)), self._before
         self._before = heard
         if before is None:
@@ -270,7 +270,7 @@ class OnnxModel:
         return Posteriors(agreed(heard.mix, before.mix), agreed(heard.onset, before.onset), heard.embedding)
 
     def hear(self, frame: np.ndarray) -> Posteriors:
-        """What the phase whose turn it is says of a frame, (n_bins,) levels, by itself."""
+        """What the phase whose turn it is says of a frame, (n_bins,) audible levels, by itself."""
         mix, onset, *rest = self._session.run(self._outputs, self._feed(frame))
         embedding = rest.pop(0) if self.tells_players else np.zeros((mix.shape[1], 1), np.float32)
         self._states.popleft()

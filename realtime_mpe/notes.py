@@ -73,7 +73,7 @@ class NoteTracker:
         self.sounding = np.zeros(self._n_pitches, bool)
         self._onset = np.zeros(self._n_pitches, int)
         self._above_repeat = np.zeros(self._n_pitches, bool)
-        self._heard = np.full(self._n_pitches, -self._steps * SPLASH_FRAMES - 1)  # step in which each sounded last
+        self._last_sounded = np.full(self._n_pitches, -self._steps * SPLASH_FRAMES - 1)  # in which step
         self._newest = 0  # step of the labels that look-ahead 0 has reached
 
     def process(self, mix: np.ndarray, onset: np.ndarray) -> list[NoteEvent]:
@@ -93,8 +93,8 @@ class NoteTracker:
         begun = ~self.sounding & (
             (mix[lookahead] >= limits.on) | ((onset[lookahead] >= limits.onset) & (mix[lookahead] >= limits.off))
         )
-        self._heard[self.sounding] = self._newest
-        splashing = np.pad(self._newest - self._heard <= self._steps * SPLASH_FRAMES, 1)
+        self._last_sounded[self.sounding] = self._newest
+        splashing = np.pad(self._newest - self._last_sounded <= self._steps * SPLASH_FRAMES, 1)
         beside = splashing[:-2] | splashing[2:]
         confirmed = np.minimum(mix[lookahead], mix[later]) >= limits.on
         begun &= ~beside | confirmed | (mix[lookahead] >= SURE)
