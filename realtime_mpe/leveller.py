@@ -9,7 +9,7 @@ import numpy as np
 
 from .cqt import FLOOR_DB, RANGE_DB, audible
 
-FAINT_DB = -30.0  # power of a frame's bins together, about that of its samples: as loud as playing is to be, at least nearly
+FAINT_DB = -30.0  # power of a frame's bins together, about that of its samples: about as loud as playing is to be
 MOST_DB = 24.0  # that anything is brought up
 MEMORY_SECONDS = 10.0  # over which the power is averaged: longer than a phrase
 TRUST_SECONDS = 0.05  # of playing at FAINT_DB that are taken for heard at the start: a note has to begin first
