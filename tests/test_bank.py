@@ -10,7 +10,7 @@ from realtime_mpe.analysis import HOP, SAMPLERATE, AnalysisConfig
 from realtime_mpe.errors import UserError
 from realtime_mpe.training import bank
 from realtime_mpe.training.bank import Plan, StemBank, background, coloured, convolved, set_level
-from realtime_mpe.training.effects import COLOUR_DB
+from realtime_mpe.training.effects import COLOUR_DB, EXPRESSION_STEP
 from realtime_mpe.training.fit import FitConfig
 from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.stems import StemCache, render
@@ -28,7 +28,8 @@ def stems(tmp_path_factory) -> StemBank:
 
 def plan(row: int, start: float = 0.0, ratio: float = 1.0, vibrato=(0.0, 1.0, 0.0)) -> Plan:
     one, nowhere = np.ones(1), np.array([-1])
-    columns = np.array([row]), np.array([0]), start * one, ratio * one, one, one < 0, np.array([vibrato]), nowhere
+    even = np.ones((1, 2), np.float32)
+    columns = np.array([row]), np.array([0]), start * one, ratio * one, even, one < 0, np.array([vibrato]), nowhere
     return Plan(1, *columns, np.zeros((0, 5)))
 
 
@@ -69,6 +70,17 @@ def test_vibrato_swings_the_pitch_by_what_was_asked():
     exact = crossings + wave[crossings] / (wave[crossings] - wave[crossings + 1])
     heard = 1200 * np.log2(SAMPLERATE / np.diff(exact) / 500)
     assert heard.max() == pytest.approx(cents, abs=2) and heard.min() == pytest.approx(-cents, abs=2)
+
+
+def test_a_stem_is_as_loud_as_its_gains_say(stems, monkeypatch):
+    monkeypatch.setattr(bank, "MIXTURE_COLOUR_PROBABILITY", 0.0)
+    monkeypatch.setattr(bank, "set_level", lambda audio: audio)
+    n_frames, some = 30, plan(stems.players[0], 1000)
+    n = n_frames * HOP
+    gain = np.random.default_rng(0).random(n // EXPRESSION_STEP + 1).astype(np.float32)
+    heard = stems.make(dataclasses.replace(some, gain=gain[None]), n_frames).audio[0].numpy()
+    expected = np.interp(np.arange(n), np.arange(len(gain)) * EXPRESSION_STEP, gain)
+    np.testing.assert_allclose(heard, play(stems, some, n) * expected, atol=1e-5)
 
 
 def test_a_batch_sounds_where_its_labels_say(stems, monkeypatch):

@@ -6,9 +6,11 @@ import torch
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, SAMPLERATE, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
+from realtime_mpe.training import mixing
+from realtime_mpe.training.effects import EXPRESSION_STEP, FALL_DB, SUMMIT
 from realtime_mpe.training.losses import embedding_loss, mixture_loss, onset_loss
 from realtime_mpe.training.metrics import notes_to_roll
-from realtime_mpe.training.mixing import Mixture, all_lookaheads, collate, remix, retune, shifted
+from realtime_mpe.training.mixing import Mixture, all_lookaheads, collate, gains, remix, retune, shifted
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig
 from realtime_mpe.training.stems import StemCache, render
 from realtime_mpe.training.synth import SynthInstrument
@@ -68,6 +70,32 @@ def test_labels_follow_the_sound_when_the_mixture_is_retuned():
     for seed in range(5):
         moved, moved_notes = retune(audio, notes, np.random.default_rng(seed))
         assert abs(int(moved.argmax()) - moved_notes[0, 1] * SAMPLERATE) <= 1
+
+
+def test_the_notes_of_a_line_swell_to_their_summit_and_fall_to_their_end(monkeypatch):
+    monkeypatch.setattr(mixing, "EXPRESSION_PROBABILITY", 1.0)
+    onset = np.array([-0.5, 0.5, 1.5, 2.5])
+    offset = onset + 0.8
+    falls = []
+    for seed in range(20):
+        gain_db = 20 * np.log10(gains(onset, offset, 4 * SAMPLERATE, np.random.default_rng(seed)))
+        place = np.arange(len(gain_db)) * EXPRESSION_STEP / SAMPLERATE
+        for begin, end in zip(onset[1:], offset[1:], strict=True):
+            note = gain_db[(place >= begin) & (place < end)]
+            summit = note.argmax()
+            assert SUMMIT[0] - 0.01 < summit / len(note) < SUMMIT[1] + 0.01
+            assert (np.diff(note[: summit + 1]) >= 0).all() and (np.diff(note[summit:]) <= 0).all()
+            ringing = gain_db[(place >= end) & (place < begin + 1.0)]
+            assert ringing == pytest.approx(ringing[0])
+            falls.append(note[summit] - ringing[0])
+    assert 0 <= min(falls) and max(falls) <= FALL_DB and np.mean(falls) == pytest.approx(FALL_DB * 3 / 8, rel=0.4)
+
+
+def test_chords_and_stems_by_chance_are_played_evenly(monkeypatch):
+    onset, offset = np.array([0.0, 0.0, 1.0, 1.0]), np.array([0.9, 0.9, 1.9, 1.9])
+    assert len(set(gains(onset, offset, 3 * SAMPLERATE, np.random.default_rng(0)))) == 1
+    some = [len(set(gains(onset[::2], offset[::2], SAMPLERATE, np.random.default_rng(seed)))) > 1 for seed in range(40)]
+    assert 10 < sum(some) < 30
 
 
 def test_a_mixture_sounds_where_its_labels_say(cache):

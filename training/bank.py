@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from realtime_mpe.analysis import HOP, SAMPLERATE
@@ -17,7 +18,6 @@ from .effects import COLOUR_DB, COLOUR_FROM, COLOUR_TAPS, COLOUR_WAVES, NOISE_SH
 from .mixing import (
     COLOUR_PROBABILITY,
     DISTRACTOR_PROBABILITY,
-    GAIN_DB,
     GUEST_PROBABILITY,
     HALL_PROBABILITY,
     MAX_STEMS,
@@ -28,12 +28,13 @@ from .mixing import (
     STRANGER_PROBABILITY,
     Batch,
     draw_count,
+    gains,
     labelled,
 )
 from .stems import Segment, StemCache
 
 TRANSPOSE_PROBABILITY, TRANSPOSE_SEMITONES = 0.4, 3  # of a whole mixture, by its speed: other bodies, other registers
-VIBRATO_PROBABILITY, VIBRATO_CENTS, VIBRATO_HZ = 0.15, (8.0, 35.0), (4.5, 7.0)
+VIBRATO_PROBABILITY, VIBRATO_CENTS, VIBRATO_HZ = 0.3, (8.0, 45.0), (4.5, 7.0)
 EMPTY_PROBABILITY = 0.02  # nobody plays: noise is no music
 MIXTURE_COLOUR_PROBABILITY = 0.3  # one microphone for all
 HALLS = 300  # are built, and met again
@@ -44,7 +45,7 @@ class Plan:
     """What a batch is made of. K stems in all, M notes.
 
     row, example (K,) int64 : a stem's row in the bank, and whose it is.  start, ratio (K,) : first sample, speed.
-    gain (K,), coloured (K,) bool, vibrato (K, 3) : deviation in samples, Hz, phase.
+    gain (K, G) : as of `mixing.gains`.  coloured (K,) bool, vibrato (K, 3) : deviation in samples, Hz, phase.
     hall (B,) int64 : where each example is played, -1 for no place.
     notes (M, 5) : example, stem within it, onset s, offset s, MIDI, in the time of the mixture.
     """
@@ -97,7 +98,7 @@ class StemBank:
     def plan(self, batch_size: int, n_frames: int, rng: np.random.Generator) -> Plan:
         """Who plays in each example, as `mixing.mix` draws it."""
         n = n_frames * HOP
-        rows, notes = [], []
+        rows, loudness, notes = [], [], []
         columns: list[tuple] = []
         for example in range(batch_size):
             parts, drums = self.segments[int(rng.integers(len(self.segments)))]
@@ -120,22 +121,23 @@ class StemBank:
                 chosen.append(int(drums[rng.integers(len(drums))]))
             for k, row in enumerate(chosen):
                 rows.append(row)
-                columns.append((example, start, ratio, 10 ** (rng.uniform(*GAIN_DB) / 20), *self._vibrato(rng)))
+                columns.append((example, start, ratio, *self._vibrato(rng)))
                 own = self.notes[row]
                 on, off = ((own[:, i] - start / SAMPLERATE) / ratio for i in (0, 1))
+                loudness.append(gains(on, off, n, rng))
                 inside = (off > 0) & (on < n / SAMPLERATE)
                 head = np.broadcast_to((float(example), float(k)), (int(inside.sum()), 2))
                 notes.append(np.column_stack([head, on[inside], off[inside], own[inside, 2] + shift]))
-        table = np.array(columns, np.float64).reshape(-1, 7)
+        table = np.array(columns, np.float64).reshape(-1, 6)
         return Plan(
             batch_size,
             np.array(rows, np.int64),
             table[:, 0].astype(np.int64),
             table[:, 1],
             table[:, 2],
-            table[:, 3],
+            np.array(loudness, np.float32),
             rng.random(len(rows)) < COLOUR_PROBABILITY,
-            table[:, 4:7],
+            table[:, 3:6],
             np.where(rng.random(batch_size) < HALL_PROBABILITY, rng.integers(HALLS, size=batch_size), -1),
             np.concatenate(notes) if notes else np.zeros((0, 5)),
         )
@@ -159,8 +161,8 @@ class StemBank:
         audio = torch.zeros(plan.batch_size, n, device=device)
         if len(plan.row):
             stems = self._play(to(plan.row), to(plan.start), to(plan.ratio), to(plan.vibrato), n)
-            stems = coloured(stems, to(plan.coloured)) * to(plan.gain).float()[:, None]
-            audio.index_add_(0, to(plan.example), stems)
+            gain = F.interpolate(to(plan.gain)[:, None], n + 1, mode="linear", align_corners=True)[:, 0, :-1]
+            audio.index_add_(0, to(plan.example), coloured(stems * gain, to(plan.coloured)))
         inside = to(np.flatnonzero(plan.hall >= 0))
         if len(inside):
             audio[inside] = convolved(audio[inside], self.halls[to(plan.hall)[inside]])

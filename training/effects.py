@@ -16,6 +16,10 @@ NOISE_SHARES = 0.5, 1.0, 0.5, 0.25  # Dirichlet weights of hiss, pink noise, rum
 HALL_SECONDS, HALL_RT60, HALL_REVERBERANT = 2.2, (0.4, 2.2), 0.7  # of a response, of its decay; how often it has one
 STRINGS_RING, STRINGS, STRING_MIDI = 0.4, (1, 4), (28, 69)  # how often, how many, and where
 STRING_DB, STRING_RT60, STRING_PARTIALS = (-52.0, -26.0), (0.3, 2.0), 6  # re the direct sound
+EXPRESSION_STEP = 64  # samples between two values of a curve, 4 ms
+FALL_DB, RISE_DB = 20.0, 8.0  # a player's notes end so much softer than they were, and begin softer, at most
+SUMMIT = 0.05, 0.6  # where in a note it is loudest
+NOTE_LEVEL_DB = 2.0  # by which the notes of one player differ, beside their velocities
 PEAK_LIMIT = 0.98  # full scale is 1; the rest is head room for file formats
 
 
@@ -91,6 +95,30 @@ def hall(rng: np.random.Generator) -> np.ndarray:
                 decay = 10 ** (-3.0 * t * partial**0.3 / rt60)
                 response += (height * decay * np.sin(2 * np.pi * frequency * partial * t)).astype(np.float32)
     return response
+
+
+def expression(onset: np.ndarray, offset: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """How a bow or breath shapes the notes of a line: a gain for every EXPRESSION_STEP-th of ``n`` samples, float32.
+
+    onset, offset : (N,) s, in ascending order.  A note swells to its summit and falls from there to its end, by as much
+    as is this player's habit; what rings on after it stays as soft as it ended. Recorded notes and SoundFonts are held
+    evenly and then let go, which nobody does who plays a phrase.
+    """
+    fall, rise = rng.uniform(0.0, FALL_DB), rng.uniform(0.0, RISE_DB)
+    gain_db = np.zeros(-(-n // EXPRESSION_STEP) + 1)
+    seconds = np.arange(len(gain_db)) * (EXPRESSION_STEP / SAMPLERATE)
+    begins = np.searchsorted(seconds, onset)
+    for note, begin in enumerate(begins):
+        end = begins[note + 1] if note + 1 < len(begins) else len(gain_db)
+        summit, bend = rng.uniform(*SUMMIT), rng.uniform(0.5, 2.0)
+        falls, rises = fall * rng.uniform(0.5, 1.0), rise * rng.uniform(0.5, 1.0)
+        place = np.clip((seconds[begin:end] - onset[note]) / max(offset[note] - onset[note], 1e-3), 0.0, 1.0)
+        gain_db[begin:end] = (
+            rng.normal(0.0, NOTE_LEVEL_DB)
+            - rises * np.maximum(1.0 - place / summit, 0.0)
+            - falls * np.maximum((place - summit) / (1.0 - summit), 0.0) ** bend
+        )
+    return (10 ** (gain_db / 20)).astype(np.float32)
 
 
 def biquad(kind: str, frequency: float, gain_db: float, q: float) -> tuple[np.ndarray, np.ndarray]:

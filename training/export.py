@@ -137,9 +137,9 @@ def export(
         info.to_metadata(),
         compare,
         change=add_weights,
-        smaller=[(halved, np.max, HALF_TOLERANCE)]
+        smaller=(halved, np.max, HALF_TOLERANCE)
         if levels is None
-        else [(lambda model: halved(quantised(model, levels)), np.mean, QUANTISED_TOLERANCE)],
+        else (lambda model: halved(quantised(model, levels)), np.mean, QUANTISED_TOLERANCE),
     )
 
 
@@ -227,7 +227,7 @@ def write_onnx(
     metadata: dict[str, str],
     compare: Callable[[Path], np.ndarray],
     change: Callable[[object], None] = lambda model: None,
-    smaller: Sequence[Smaller] = (),
+    smaller: Smaller | None = None,
 ) -> None:
     """Export, check, and only then put in place. change : what else the ONNX graph shall hold."""
     import onnx
@@ -246,7 +246,7 @@ def write_onnx(
         model = onnx.load(str(partial))
         change(model)
         onnx.helper.set_model_props(model, metadata)
-        for make, measure, tolerance in [(lambda model: model, np.max, TOLERANCE), *smaller]:
+        for make, measure, tolerance in [(lambda model: model, np.max, TOLERANCE), *([smaller] if smaller else [])]:
             model = make(model)
             onnx.checker.check_model(model)
             onnx.save(model, str(partial))

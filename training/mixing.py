@@ -15,9 +15,10 @@ from torch import Tensor
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, SAMPLERATE
 
-from .effects import background, colour, hall
+from .effects import EXPRESSION_STEP, background, colour, expression, hall
 from .metrics import note_frames
 from .network import POLYPHONY_CLASSES
+from .scores import is_polyphonic
 from .stems import Segment, StemCache
 
 MAX_STEMS = 6
@@ -26,6 +27,7 @@ STRANGER_PROBABILITY = 0.12  # a part replaced by a stem of another piece: harmo
 GUEST_PROBABILITY = 0.25  # of one more stem of another piece, and of yet another after it
 DISTRACTOR_PROBABILITY = 0.15  # drums, where a segment has them
 COLOUR_PROBABILITY = 0.5  # of a stem that gets a timbre of its own: a few hundred instruments are few
+EXPRESSION_PROBABILITY = 0.5  # of a line that is shaped as a player would
 HALL_PROBABILITY = 0.5  # that all play in one place, besides the rooms of their own that stems have
 RETUNE_CENTS = 30.0
 GAIN_DB = -9.0, 3.0  # of a part
@@ -103,12 +105,14 @@ def mix(
             chosen.append((segment, int(rng.choice(np.flatnonzero(segment.part < 0)))))
     notes = []
     for k, (source, stem) in enumerate(chosen):
-        gain = 10 ** (rng.uniform(*GAIN_DB) / 20) if augment else 1.0
         piece = source.stem(stem, start, n)
-        if augment and rng.random() < COLOUR_PROBABILITY:
-            piece = colour(piece, rng)
-        audio[: len(piece)] += gain * piece
         own = source.notes[source.notes[:, 0] == stem]
+        if augment:
+            gain = gains(own[:, 1] - start / SAMPLERATE, own[:, 2] - start / SAMPLERATE, len(piece), rng)
+            piece = piece * np.interp(np.arange(len(piece)), np.arange(len(gain)) * EXPRESSION_STEP, gain)
+            if rng.random() < COLOUR_PROBABILITY:
+                piece = colour(piece, rng)
+        audio[: len(piece)] += piece
         notes.append(np.stack([np.full(len(own), k), own[:, 1], own[:, 2], own[:, 3]], 1))
     notes = np.concatenate(notes).astype(np.float64) if notes else np.zeros((0, 4))
     notes[:, 1:3] -= start / SAMPLERATE
@@ -125,6 +129,14 @@ def stranger(cache: StemCache, rng: np.random.Generator) -> tuple[Segment, int]:
     """Any stem of any piece."""
     segment = cache.load(int(rng.integers(len(cache))))
     return segment, int(rng.choice(np.flatnonzero(segment.part >= 0)))
+
+
+def gains(onset: np.ndarray, offset: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+    """How loud a stem is that plays notes (N,) s: a gain an EXPRESSION_STEP of ``n`` samples."""
+    level = 10 ** (rng.uniform(*GAIN_DB) / 20)
+    if is_polyphonic(np.stack([onset, offset], 1)) or rng.random() >= EXPRESSION_PROBABILITY:
+        return np.full(-(-n // EXPRESSION_STEP) + 1, level)
+    return level * expression(onset, offset, n, rng)
 
 
 def draw_count(available: int, rng: np.random.Generator) -> int:

@@ -95,8 +95,7 @@ def run(args: argparse.Namespace) -> int:
         return 130
     torch.save([voter.state_dict() for voter in voters], out / POINTER_FILE)
     torch.save(grouping.state_dict() if grouping else None, out / GROUPING_FILE)
-    if network.config.channels >= QUANTISED_FROM:
-        np.save(out / LEVELS_FILE, music(caches["validation"], args.seed).astype(np.float16))
+    np.save(out / LEVELS_FILE, music(caches["validation"], args.seed).astype(np.float16))
     record = {
         "command": command(args),
         **sounds.record(),
