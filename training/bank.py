@@ -98,7 +98,7 @@ class StemBank:
     def plan(self, batch_size: int, n_frames: int, rng: np.random.Generator) -> Plan:
         """Who plays in each example, as `mixing.mix` draws it."""
         n = n_frames * HOP
-        rows, loudness, notes = [], [], []
+        rows, gain, notes = [], [], []
         columns: list[tuple] = []
         for example in range(batch_size):
             parts, drums = self.segments[int(rng.integers(len(self.segments)))]
@@ -124,7 +124,7 @@ class StemBank:
                 columns.append((example, start, ratio, *self._vibrato(rng)))
                 own = self.notes[row]
                 on, off = ((own[:, i] - start / SAMPLERATE) / ratio for i in (0, 1))
-                loudness.append(gains(on, off, n, rng))
+                gain.append(gains(on, off, n, rng))
                 inside = (off > 0) & (on < n / SAMPLERATE)
                 head = np.broadcast_to((float(example), float(k)), (int(inside.sum()), 2))
                 notes.append(np.column_stack([head, on[inside], off[inside], own[inside, 2] + shift]))
@@ -135,7 +135,7 @@ class StemBank:
             table[:, 0].astype(np.int64),
             table[:, 1],
             table[:, 2],
-            np.array(loudness, np.float32),
+            np.array(gain, np.float32),
             rng.random(len(rows)) < COLOUR_PROBABILITY,
             table[:, 3:6],
             np.where(rng.random(batch_size) < HALL_PROBABILITY, rng.integers(HALLS, size=batch_size), -1),

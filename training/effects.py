@@ -98,7 +98,7 @@ def hall(rng: np.random.Generator) -> np.ndarray:
 
 
 def expression(onset: np.ndarray, offset: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """How a bow or breath shapes the notes of a line: a gain for every EXPRESSION_STEP-th of ``n`` samples, float32.
+    """How a bow or breath shapes the notes of a line: gains at samples 0, EXPRESSION_STEP ... as far as ``n``, float32.
 
     onset, offset : (N,) s, in ascending order.  A note swells to its summit and falls from there to its end, by as much
     as is this player's habit; what rings on after it stays as soft as it ended. Recorded notes and SoundFonts are held

@@ -132,11 +132,11 @@ def stranger(cache: StemCache, rng: np.random.Generator) -> tuple[Segment, int]:
 
 
 def gains(onset: np.ndarray, offset: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
-    """How loud a stem is that plays notes (N,) s: a gain an EXPRESSION_STEP of ``n`` samples."""
+    """How loud a stem is that plays notes from ``onset`` to ``offset``, (N,) s: points as of `effects.expression`."""
     level = 10 ** (rng.uniform(*GAIN_DB) / 20)
-    if is_polyphonic(np.stack([onset, offset], 1)) or rng.random() >= EXPRESSION_PROBABILITY:
-        return np.full(-(-n // EXPRESSION_STEP) + 1, level)
-    return level * expression(onset, offset, n, rng)
+    shaped = not is_polyphonic(np.stack([onset, offset], 1)) and rng.random() < EXPRESSION_PROBABILITY
+    notes = (onset, offset) if shaped else (onset[:0], offset[:0])
+    return level * expression(*notes, n, rng)
 
 
 def draw_count(available: int, rng: np.random.Generator) -> int:
