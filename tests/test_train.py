@@ -26,8 +26,7 @@ def small(monkeypatch):
     monkeypatch.setattr(fit, "VALIDATION_MIXTURES", 2)
     monkeypatch.setattr(fit, "VALIDATION_FRAMES", 256)
     monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.02, 0.5), "off": (0.01,), "onset": (0.5,), "repeat": (0.5,)})
-    for name, value in (("LOOKS", 0.01), ("PAIR_EPOCHS", 1), ("JOIN_EPOCHS", 1)):
-        monkeypatch.setattr(grouping, name, value)
+    monkeypatch.setattr(grouping, "FEWEST_STEPS", 50)
     monkeypatch.setattr(pointer, "FOLLOW_TRUTH", (1.0, 0.5))
     monkeypatch.setattr(pointer, "EPOCHS", 2)
     monkeypatch.setattr(pointer, "VOTERS", 2)
