@@ -15,7 +15,7 @@ LEGATO_BEFORE = 10  # frames by which a note may have ended before the one that 
 OVERLAP_FRAMES = 3  # more than legato playing makes
 NEAR_PITCHES = 3.0  # semitones over which "near in pitch" falls off: timbre changes with register
 NEIGHBOUR_WIDTH = 0.1  # of cosine, within which a note counts as a neighbour
-PAIR_FEATURES = 22
+PAIR_FEATURES = 26
 TOGETHER = 11  # the feature that two notes sound at one time
 LAYERS = (0, 2, 4)  # of a perceptron, among its activations, as training names them
 MOST_CERTAIN = 6.0  # log odds: no single pair decides
@@ -59,6 +59,10 @@ def pair_features(notes: Notes, now: float) -> np.ndarray:
     carries_on = follows & (step == step.min(1)[:, None])
     carried_on = follows & (step == step.min(0))
     heard = np.log2(np.maximum(notes.frames, 1)) / np.log2(EMBEDDING_FRAMES)
+    # Places: a player of an ensemble seldom leaves the place among the others that the part has.
+    above, below = places(notes, now)
+    higher, lower = np.abs(above[:, None] - above), np.abs(below[:, None] - below)
+    company = above + below
     everywhere = np.ones((n, n))
     features = (
         cosine,
@@ -83,8 +87,21 @@ def pair_features(notes: Notes, now: float) -> np.ndarray:
         everywhere * np.log2(n) / 7,
         everywhere * 4.0 * together.mean(),
         np.log1p(apart) / 5,
+        higher / 2,
+        lower / 2,
+        np.minimum(higher, lower) / 2,
+        np.minimum(company[:, None], company) / 4,
     )
     return np.stack([np.asarray(f, np.float32) for f in features], -1)
+
+
+def places(notes: Notes, now: float) -> tuple[np.ndarray, np.ndarray]:
+    """How many notes sound above each note and how many below it, (N,) each, the mean of its frames up to ``now``."""
+    end = np.minimum(notes.end, now + 1)
+    overlap = np.minimum(end[:, None], end) - np.maximum(notes.start[:, None], notes.start)
+    share = np.maximum(overlap, 0.0) / np.maximum(end - notes.start, 1.0)[:, None]
+    above = notes.pitch > notes.pitch[:, None]
+    return (share * above).sum(1), (share * above.T).sum(1)
 
 
 def _either(relation: np.ndarray) -> np.ndarray:

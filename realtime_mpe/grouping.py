@@ -2,10 +2,11 @@
 
 Groups whose notes are surely one player's, on average over their pairs, join at once. Of the few groups that are left
 far more is known than of any pair: how large they are, whether they play chords, whom else they are like. A second
-perceptron looks at every two of them, and they join as long as it would rather join two than not.
+perceptron looks at every two of them, and they join as long as it would rather join two than not. Several such pairs of
+perceptrons, which have learnt from different ensembles, are of one opinion: the mean of theirs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -15,6 +16,7 @@ SURE = 1.0  # mean log odds above which groups join without a second look
 JOIN_ABOVE = -0.4  # log odds: groups join a little too readily rather than too seldom
 JOIN_ABOVE_TOLD = 1.5  # where it is known how many players there are, and these are no more
 JOIN_FEATURES = PAIR_FEATURES + 11
+KEEP = 0.7  # log odds by which groups that were one voice join sooner and others later: order should last
 NO_RIVAL = -6.0  # log odds of the next best group where there is none
 
 PAIR_PREFIX, JOIN_PREFIX = "pair.", "join."  # of the weights' names
@@ -79,33 +81,44 @@ class Groups:
 
 
 class Grouping:
-    """weights : arrays by name, "pair.0.weight" .. "join.4.bias"; ValueError if one is missing."""
+    """networks : weights of each, arrays by name, "pair.0.weight" .. "join.4.bias"; ValueError if one is missing."""
 
-    def __init__(self, weights: Mapping[str, np.ndarray]):
-        self.affinity = Affinity(weights, PAIR_PREFIX)
-        self._join = layers(weights, JOIN_PREFIX)
+    def __init__(self, networks: Sequence[Mapping[str, np.ndarray]]):
+        if not networks:
+            raise ValueError("a grouping needs at least one network")
+        self._affinities = [Affinity(weights, PAIR_PREFIX) for weights in networks]
+        self._joins = [layers(weights, JOIN_PREFIX) for weights in networks]
 
-    def __call__(self, notes: Notes, now: float, at_most: int, told: bool = False) -> np.ndarray:
+    def __call__(self, notes: Notes, voice: np.ndarray, now: float, at_most: int, told: bool = False) -> np.ndarray:
         """(N,) numbers of groups, 0, 1 ..., no more than ``at_most``; N of at least 2.
 
-        told : whether there are exactly so many, sooner or later.
+        voice : (N,) int 0, 1 ..., whose each note was so far.  told : whether there are exactly so many voices as
+        ``at_most``, sooner or later.
         """
         join_above = JOIN_ABOVE_TOLD if told else JOIN_ABOVE
         features = pair_features(notes, now)
+        whose = np.eye(voice.max() + 1)[voice]
         odds = self.affinity(features)
         groups = Groups(features, odds, linked(odds))
         while len(groups) > 1:
             a, b, known = groups.candidates()
-            joins = self.join_odds(known)
+            held = np.zeros((len(groups), whose.shape[1]))
+            np.add.at(held, groups.group, whose)
+            held /= held.sum(1, keepdims=True)
+            joins = self.join_odds(known) + KEEP * (2.0 * (held[a] * held[b]).sum(1) - 1.0)
             likest = int(np.argmax(joins))
             if joins[likest] <= join_above and len(groups) <= at_most:
                 break
             groups.join(a[likest], b[likest])
         return groups.group
 
+    def affinity(self, features: np.ndarray) -> np.ndarray:
+        """(N, N, PAIR_FEATURES) -> (N, N) log odds that two notes are one player's; see `Affinity`."""
+        return np.mean([affinity(features) for affinity in self._affinities], 0)
+
     def join_odds(self, known: np.ndarray) -> np.ndarray:
-        """(M, JOIN_FEATURES) -> (M,) log odds that two groups are one player's."""
-        return perceptron(self._join, known)
+        """(M, JOIN_FEATURES) -> (M,) log odds that two groups are one player's, by themselves."""
+        return np.mean([perceptron(join, known) for join in self._joins], 0)
 
 
 def linked(odds: np.ndarray, join_above: float = SURE) -> np.ndarray:

@@ -174,20 +174,14 @@ def model_path(name: str) -> Path:
     return path
 
 
-def read_pointer(outputs: dict[str, np.ndarray]) -> Pointer:
-    """From the outputs "pointer.<voter>.<weight>" of a model file; ValueError if some are missing."""
-    voters: dict[str, dict[str, np.ndarray]] = {}
+def numbered(outputs: dict[str, np.ndarray], prefix: str) -> list[dict[str, np.ndarray]]:
+    """From the outputs "<prefix><number>.<weight>" of a model file the weights of each network that votes."""
+    networks: dict[str, dict[str, np.ndarray]] = {}
     for name, weight in outputs.items():
-        if name.startswith(POINTER_PREFIX):
-            voter, _, part = name.removeprefix(POINTER_PREFIX).partition(".")
-            voters.setdefault(voter, {})[part] = weight
-    return Pointer([Voter(weights) for weights in voters.values()])
-
-
-def read_grouping(outputs: dict[str, np.ndarray]) -> Grouping:
-    """From the outputs "grouping.<weight>" of a model file; ValueError if some are missing."""
-    own = {name.removeprefix(GROUPING_PREFIX): w for name, w in outputs.items() if name.startswith(GROUPING_PREFIX)}
-    return Grouping(own)
+        if name.startswith(prefix):
+            number, _, part = name.removeprefix(prefix).partition(".")
+            networks.setdefault(number, {})[part] = weight
+    return list(networks.values())
 
 
 def agreed(newest: np.ndarray, before: np.ndarray) -> np.ndarray:
@@ -229,9 +223,10 @@ class OnnxModel:
             self.reset()
             silence = self._feed(np.zeros(self._n_bins, np.float32))
             weights = dict(zip(names, self._session.run(names, silence), strict=True)) if self.tells_players else {}
-            self.pointer = read_pointer(weights) if self.tells_players else None
-            self.grouping = read_grouping(weights) if self.tells_players else None
+            self.pointer = self.grouping = None
             if self.tells_players:  # what does not fit fails here, and not with the first notes
+                self.pointer = Pointer([Voter(voter) for voter in numbered(weights, POINTER_PREFIX)])
+                self.grouping = Grouping(numbered(weights, GROUPING_PREFIX))
                 self.pointer(np.zeros((1, VOICE_FEATURES), np.float32), np.zeros(NEW_FEATURES, np.float32))
                 self.grouping.affinity(np.zeros((2, 2, PAIR_FEATURES), np.float32))
                 self.grouping.join_odds(np.zeros((1, JOIN_FEATURES), np.float32))

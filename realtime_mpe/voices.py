@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, NEAR_PITCHES, Notes, layers, perceptron
+from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, Notes, layers, perceptron, places
 from .analysis import MAX_LOOKAHEAD
 from .grouping import Grouping
 
@@ -28,19 +28,21 @@ ORDER_EVERY = ((24, 6), (64, 12), (MEMORY + 1, 24))  # up to so many notes, fram
 
 SMALLEST_GROUP = 4  # notes; fewer are no player of their own, and stay where they were sent
 
-VOICE_FEATURES = 24  # a voice
+VOICE_FEATURES = 28  # a voice
 BEST, NEAR, BUSY = 1, 2, 15  # the features that the situation is summed up from
-NEW_FEATURES = 8  # of the situation, for "a new voice"
+NEW_FEATURES = 10  # of the situation, for "a new voice"
 
 
 class NewNote(NamedTuple):
     """A note that waits for its voice. pitch row; where it begins, in frames; sum of its embeddings so far, (D,), over
-    ``frames``."""
+    ``frames``; how many notes sound ``above`` and ``below`` it."""
 
     pitch: int
     start: float
     total: np.ndarray
     frames: float
+    above: int
+    below: int
 
 
 Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -106,10 +108,12 @@ class VoiceMemory:
         """
         frame = self._now = now / self._steps
         waiting = []
+        all_pitches = np.array([*self._sounding, *(pitch for pitch, _ in starts)])
         for pitch, start in starts:
             heard = min(max(now - start, 0) + 1, len(history))
             total = history[-heard:, pitch].sum(0)
-            waiting.append(NewNote(pitch, start / self._steps, total, heard / self._steps))
+            above, below = int((all_pitches > pitch).sum()), int((all_pitches < pitch).sum())
+            waiting.append(NewNote(pitch, start / self._steps, total, heard / self._steps, above, below))
         given = []
         while waiting:
             probabilities = [self._probabilities(note, frame) for note in waiting]
@@ -143,7 +147,7 @@ class VoiceMemory:
     def _order(self) -> None:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
         n = self._n
-        group = self._grouping(self.notes(), self._now, self.max_voices, self._told)
+        group = self._grouping(self.notes(), self._voice[:n], self._now, self.max_voices, self._told)
         small = np.bincount(group) < SMALLEST_GROUP
         claims = np.zeros((len(small), self.max_voices))
         np.add.at(claims, (group, self._sent[:n]), 1.0)
@@ -251,6 +255,8 @@ class VoiceMemory:
             free[:, NEAR].max(initial=-1.0),
             note.pitch / 72,
             min(note.frames, 8) / 8,
+            note.above / 4,
+            note.below / 4,
         )
         return voices, np.array(new, np.float32)
 
@@ -268,6 +274,8 @@ class VoiceMemory:
         end = np.where(used, end, -np.inf)
         similarity = units @ unit(note.total)
         last = held - 1
+        above, below = (np.where(used, column[place], 0.0).sum(1) / held for column in places(self.notes(), frame))
+        higher, lower = np.abs(above - note.above), np.abs(below - note.below)
 
         centre = np.where(used[..., None], units, 0.0).sum(1) / held[:, None]
         spread = np.sqrt(np.square(centre).sum(1))
@@ -291,6 +299,9 @@ class VoiceMemory:
         overlap = np.minimum(until[:, :, None], until[:, None]) - np.maximum(start[:, :, None], start[:, None])
         overlap[:, np.arange(LAST_NOTES), np.arange(LAST_NOTES)] = -np.inf
         shared = (overlap > 2).any(2)  # sounded together with another note of its voice, longer than legato does
+        # With how many others, that sound or just did, the note would change the order that the voices have by pitch.
+        order = np.sign(mean_pitch[:, None] - mean_pitch) * np.sign(note.pitch - pitch[rows, last])
+        crossed = ((order < 0) & (rest <= LEGATO_BEFORE)).sum(1)
         # How far this voice's timbre is ahead of the best other.
         ahead = np.zeros(len(present))
         if len(present) > 1:
@@ -322,6 +333,10 @@ class VoiceMemory:
                 (from_last == 0) & np.isfinite(last_end) & (note.start - last_end <= CHORD_FRAMES),
                 np.log1p(heard) / 4,
                 ahead,
+                higher / 2,
+                lower / 2,
+                np.minimum(higher, lower) / 2,
+                crossed / 4,
             ),
             1,
         )

@@ -42,7 +42,7 @@ def tiny_model(tmp_path_factory):
         network.mix.bias.fill_(-48.0)
         network.onset.weight.zero_()
     path = tmp_path_factory.mktemp("models") / "tiny.onnx"
-    export(path, network, [PointerNetwork()], GroupingNetwork(), 1, (Thresholds(),) * 5, {"hours": 0})
+    export(path, network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {"hours": 0})
     return path
 
 

@@ -5,15 +5,15 @@ import pytest
 import torch
 from made_up import by_timbre, notes, performance, play
 
-from realtime_mpe.affinity import MOST_CERTAIN, PAIR_FEATURES, Affinity, Notes, pair_features
-from realtime_mpe.grouping import JOIN_FEATURES, SURE, Grouping, Groups, linked
+from realtime_mpe.affinity import MOST_CERTAIN, PAIR_FEATURES, Affinity, Notes, pair_features, places
+from realtime_mpe.grouping import JOIN_ABOVE, JOIN_FEATURES, SURE, Grouping, Groups, linked
 from realtime_mpe.training import grouping as training
 from realtime_mpe.training.grouping import GroupingNetwork, WatchedMemory, agreement, as_grouping, fit_grouping, shares
 from realtime_mpe.training.pointer import StudiedMemory, home_share, study
 from realtime_mpe.voices import BEST, MEMORY, SMALLEST_GROUP, VoiceMemory
 
 
-def alike(some: Notes, now: int, at_most: int, told: bool) -> np.ndarray:
+def alike(some: Notes, voice: np.ndarray, now: int, at_most: int, told: bool) -> np.ndarray:
     """A grouping that trusts timbre alone."""
     return linked(12.0 * (some.unit @ some.unit.T) - 6.0, 0.0)
 
@@ -41,6 +41,13 @@ def test_a_line_is_carried_on_by_the_nearest_note():
     )
     carries = pair_features(line, 12)[..., 16]
     assert carries[0, 2] == 1 and carries[1, 2] == 0
+
+
+def test_a_place_is_how_much_sounds_above_and_below_up_to_now():
+    start, end = np.array([0.0, 0.0, 10.0, 30.0]), np.array([20.0, np.inf, 20.0, 40.0])
+    above, below = places(Notes(np.ones((4, 1)), np.array([50.0, 30.0, 40.0, 60.0]), start, end, np.ones(4)), 39)
+    np.testing.assert_allclose(above, [0.0, (20 + 10 + 10) / 40, 1.0, 0.0])
+    np.testing.assert_allclose(below, [1.0 + 0.5, 0.0, 1.0, 1.0])
 
 
 def test_sure_groups_link_by_their_mean():
@@ -88,20 +95,45 @@ def test_there_are_never_more_groups_than_voices():
     network = GroupingNetwork()
     torch.nn.init.zeros_(network.join.layers[4].weight)
     torch.nn.init.constant_(network.join.layers[4].bias, -5.0)  # it would rather join nothing
-    grouping = as_grouping(network)
-    some = notes(np.random.default_rng(2), 30)
-    assert len(set(grouping(some, 90, 30))) > 3
-    assert set(grouping(some, 90, 3)) == {0, 1, 2}
+    grouping = as_grouping([network])
+    some, voice = notes(np.random.default_rng(2), 30), np.arange(30)
+    assert len(set(grouping(some, voice, 90, 30))) > 3
+    assert set(grouping(some, voice, 90, 3)) == {0, 1, 2}
 
 
 def test_told_how_many_there_are_groups_join_less_readily():
     network = GroupingNetwork()
     torch.nn.init.zeros_(network.join.layers[4].weight)
     torch.nn.init.constant_(network.join.layers[4].bias, 0.5)  # it would rather join everything
-    grouping = as_grouping(network)
-    some = notes(np.random.default_rng(2), 30)
-    assert set(grouping(some, 90, 4)) == {0}
-    assert set(grouping(some, 90, 4, told=True)) == {0, 1, 2, 3}
+    grouping = as_grouping([network])
+    some, voice = notes(np.random.default_rng(2), 30), np.zeros(30, int)
+    assert set(grouping(some, voice, 90, 4)) == {0}
+    assert set(grouping(some, voice, 90, 4, told=True)) == {0, 1, 2, 3}
+
+
+def test_groups_that_were_one_voice_stay_so_where_it_is_open():
+    network = GroupingNetwork()
+    for part in (network.pair, network.join):
+        torch.nn.init.zeros_(part.layers[4].weight)
+    torch.nn.init.constant_(network.pair.layers[4].bias, SURE - 0.1)
+    torch.nn.init.constant_(network.join.layers[4].bias, JOIN_ABOVE)  # it cannot tell
+    some, voice = notes(np.random.default_rng(2), 12), np.repeat([3, 0, 5], 4)
+    group = as_grouping([network])(some, voice, 90, 8)
+    assert group.tolist() == np.repeat([0, 1, 2], 4).tolist()
+
+
+def test_several_networks_are_of_their_mean_opinion():
+    networks = [GroupingNetwork() for _ in range(2)]
+    for network, opinion in zip(networks, (3.0, -1.0), strict=True):
+        for part in (network.pair, network.join):
+            torch.nn.init.zeros_(part.layers[4].weight)
+            torch.nn.init.constant_(part.layers[4].bias, opinion)
+    grouping = as_grouping(networks)
+    odds = grouping.affinity(pair_features(notes(np.random.default_rng(2), 9), 90))
+    np.testing.assert_allclose(odds[np.triu_indices(9, 1)], 1.0)
+    np.testing.assert_allclose(grouping.join_odds(np.zeros((3, JOIN_FEATURES), np.float32)), 1.0)
+    with pytest.raises(ValueError, match="at least one"):
+        Grouping([])
 
 
 def test_right_joins_are_those_of_notes_of_one_player():
@@ -153,7 +185,7 @@ def test_missing_weights_are_named():
     with pytest.raises(ValueError, match="0.bias"):
         Affinity({"0.weight": np.zeros((4, PAIR_FEATURES))})
     with pytest.raises(ValueError, match="join.0.weight"):
-        Grouping({n: w for n, w in GroupingNetwork().weights().items() if not n.startswith("join")})
+        Grouping([{n: w for n, w in GroupingNetwork().weights().items() if not n.startswith("join")}])
 
 
 def unsure(seed: int):
@@ -165,14 +197,14 @@ def unsure(seed: int):
 def test_grouping_learns_players_from_timbre_and_helps_an_unsure_pointer(monkeypatch):
     monkeypatch.setattr(training, "LOOKS", 0.5)
     train = [performance(seed, 2 + seed % 3, ghosts=4) for seed in range(16)]
-    grouping = as_grouping(fit_grouping(train, 8, say=lambda line: None))
+    grouping = as_grouping([fit_grouping(train, 8, say=lambda line: None)])
     held_out = study(performance(100, 3), WatchedMemory(8, 0, 1))
     player = np.array([next(iter(o)) for o in held_out.owners()])
     odds = grouping.affinity(pair_features(held_out.notes(), 200))
     same, apart = player[:, None] == player, ~np.eye(len(player), dtype=bool)
     assert odds[same & apart].mean() > 1.5 and odds[~same].mean() < -1.5
     assert np.abs(odds).max() <= MOST_CERTAIN
-    group = grouping(held_out.notes(), 200, 8)
+    group = grouping(held_out.notes(), np.zeros(len(player), int), 200, 8)
     assert len({(p, g) for p, g in zip(player, group, strict=True)}) == 3  # each player is one group, and alone in it
     ordered, plain = (
         home_share([study(performance(100 + s, 3), StudiedMemory(unsure(s), 8, g)) for s in range(6)])

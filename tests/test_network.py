@@ -27,6 +27,7 @@ from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
 from realtime_mpe.training.pointer import PointerNetwork
 from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
 from realtime_mpe.training.train import SIZES
+from realtime_mpe.voices import NEW_FEATURES, VOICE_FEATURES
 
 SMALL = NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8)
 N_LIVE_BINS = AnalysisConfig().n_bins
@@ -94,26 +95,29 @@ HALF = 5e-3  # what half precision of the weights leaves of an output of order o
 
 
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
-    voters, grouping = [PointerNetwork().eval() for _ in range(2)], GroupingNetwork().eval()
+    voters, groupings = ([kind().eval() for _ in range(2)] for kind in (PointerNetwork, GroupingNetwork))
     thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
     path = tmp_path / "m.onnx"
-    export(path, network, voters, grouping, 2, thresholds, {"hours": 1.5})
+    export(path, network, voters, groupings, 2, thresholds, {"hours": 1.5})
     model = OnnxModel(str(path))
     assert differences(network, model, ridges()).max() < HALF
     assert path.stat().st_size < 2.5 * model.info.parameters + 60_000  # bytes: the weights take two each
     assert (model.info.lookahead, model.info.thresholds, model.info.training) == (2, thresholds, {"hours": 1.5})
-    features, new = np.random.default_rng(0).normal(size=(5, 24)), np.random.default_rng(1).normal(size=8)
-    features, new = features.astype(np.float32), new.astype(np.float32)
+    rng = np.random.default_rng(0)
+    features, new = (rng.normal(size=n).astype(np.float32) for n in ((5, VOICE_FEATURES), NEW_FEATURES))
     situation = torch.from_numpy(new)[None]
     with torch.no_grad():
         full = [v(torch.from_numpy(features)[None], situation, torch.ones(1, 5, dtype=bool))[0] for v in voters]
-        empty = [v(torch.zeros(1, 3, 24), situation, torch.zeros(1, 3).bool())[0, 3:] for v in voters]
+        empty = [v(torch.zeros(1, 3, VOICE_FEATURES), situation, torch.zeros(1, 3).bool())[0, 3:] for v in voters]
     for got, votes in ((model.pointer(features, new), full), (model.pointer(features[:0], new), empty)):
         np.testing.assert_allclose(got, torch.stack(votes).log_softmax(1).mean(0).numpy(), atol=HALF)
     pairs = pair_features(notes(np.random.default_rng(2)), 90)
     groups = np.random.default_rng(3).normal(size=(7, JOIN_FEATURES)).astype(np.float32)
     with torch.no_grad():
-        odds, joins = (net(torch.from_numpy(x)).numpy() for net, x in ((grouping.pair, pairs), (grouping.join, groups)))
+        odds, joins = (
+            torch.stack([getattr(grouping, part)(torch.from_numpy(x)) for grouping in groupings]).mean(0).numpy()
+            for part, x in (("pair", pairs), ("join", groups))
+        )
     apart = ~np.eye(len(odds), dtype=bool)
     np.testing.assert_allclose(model.grouping.affinity(pairs)[apart], odds[apart], atol=HALF)
     np.testing.assert_allclose(model.grouping.join_odds(groups), joins, atol=HALF)
@@ -125,7 +129,7 @@ def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, t
     left = list(found)
     monkeypatch.setattr(export_module, "differences", lambda *_: np.array([0.0, left.pop(0)]))
     with pytest.raises(ValueError, match=f"differs from torch by {found[-1]:.1e}"):
-        export(tmp_path / "m.onnx", network, [PointerNetwork()], GroupingNetwork(), 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -135,7 +139,7 @@ def test_weights_of_another_shape_are_refused_when_the_file_is_read(network, tmp
     grouping = GroupingNetwork()
     monkeypatch.setattr(grouping, "weights", lambda: whole | {layer: whole[layer][:, :5]})
     with pytest.raises(UserError, match="does not fit its metadata"):
-        export(tmp_path / "m.onnx", network, [PointerNetwork()], grouping, 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, [PointerNetwork()], [grouping], 1, (Thresholds(),) * 5, {})
 
 
 def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
@@ -152,7 +156,7 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
 
 def test_the_convolutions_are_quantised_by_the_music_they_are_shown(network, tmp_path):
     levels = StreamingCqt(AnalysisConfig()).process(make_tune(6.0))
-    parts = network, [PointerNetwork()], GroupingNetwork(), 1, (Thresholds(),) * 5, {}
+    parts = network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {}
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     export(whole, *parts)
     export(small, *parts, levels)
@@ -180,7 +184,7 @@ def test_two_phases_agree_on_the_mean_of_what_they_say_of_one_label():
 
 def test_the_engine_s_phases_are_those_that_training_hears(network, tmp_path):
     path, sound = tmp_path / "m.onnx", make_tune(2.0)
-    export(path, network, [PointerNetwork()], GroupingNetwork(), 1, (Thresholds(),) * 5, {})
+    export(path, network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {})
     model = OnnxModel(str(path))
     (heard,) = hear(network, FrontEnd(), [Mixture(sound, np.zeros((0, 4)))], torch.device("cpu"))
     live = [model.process(frame) for frame in StreamingCqt(AnalysisConfig(), model.steps).process(sound)]
@@ -192,7 +196,7 @@ def test_the_engine_s_phases_are_those_that_training_hears(network, tmp_path):
 
 def test_model_reset_equals_a_new_model(network, tmp_path):
     path = tmp_path / "m.onnx"
-    export(path, network, [PointerNetwork()], GroupingNetwork(), 1, (Thresholds(),) * 5, {})
+    export(path, network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {})
     model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, N_LIVE_BINS)).astype(np.float32)
     first = [model.process(frame).mix for frame in frames]
     model.reset()

@@ -37,6 +37,27 @@ def test_the_surest_note_of_a_chord_is_given_out_first():
     assert given[0] == (30, 0)
 
 
+def test_the_pointer_sees_who_would_have_to_cross_whom():
+    seen = []
+
+    def scorer(features, new):
+        seen.append((features, new))
+        return np.concatenate([10 * features[:, 0], [1.0]])
+
+    # Two lines, the second below; then a note above both, while the upper one still sounds.
+    memory = VoiceMemory(scorer, 8)
+    for k, (pitch, timbre) in enumerate(((40, 0), (30, 1), (41, 0), (31, 1))):
+        now = embedding({pitch: timbre})
+        memory.note_ons([(pitch, k)], now[None], k)
+        memory.hear(now)
+        if k != 3:
+            memory.note_off(pitch, k + 1)
+    memory.note_ons([(50, 4)], embedding({50: 0})[None], 4)
+    (upper, lower), new = seen[-1]
+    assert (upper[-1], lower[-1]) == (0.0, 0.25)
+    assert new[-2:].tolist() == [0.0, 0.25]  # above it nothing sounds, below it one
+
+
 def test_what_comes_later_changes_no_earlier_choice():
     rng = np.random.default_rng(2)
     notes, busy = [], {}

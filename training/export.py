@@ -81,13 +81,13 @@ def export(
     path: Path,
     network: LiveNetwork,
     voters: Sequence[PointerNetwork],
-    grouping: GroupingNetwork | None,
+    groupings: Sequence[GroupingNetwork],
     lookahead: int,
     thresholds: tuple[Thresholds, ...],
     training: dict,
     levels: np.ndarray | None = None,
 ) -> None:
-    """Write ``path``; without voters and grouping it tells no players apart.
+    """Write ``path``; without voters and groupings it tells no players apart.
 
     levels : (N, n_bins) frames of music, by which the convolutions are quantised; without them they stay as they are.
     All other weights lie in the file in half precision, and are computed with in single. ValueError, and no file, if
@@ -97,12 +97,11 @@ def export(
     from onnx import helper, numpy_helper
 
     weights = {
-        f"{POINTER_PREFIX}{number}.{name}": weight
-        for number, voter in enumerate(voters)
-        for name, weight in voter.weights().items()
+        f"{prefix}{number}.{name}": weight
+        for prefix, networks in ((POINTER_PREFIX, voters), (GROUPING_PREFIX, groupings))
+        for number, one in enumerate(networks)
+        for name, weight in one.weights().items()
     }
-    if grouping is not None:
-        weights |= {f"{GROUPING_PREFIX}{name}": weight for name, weight in grouping.weights().items()}
     network = plain(network)
     frame = torch.zeros(1, 1, AnalysisConfig().n_bins)
     states = network.initial_states(1, frame)

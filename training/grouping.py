@@ -86,7 +86,7 @@ class StandardPerceptron(nn.Module):
 
 
 class GroupingNetwork(nn.Module):
-    """The torch twin of `realtime_mpe.grouping.Grouping`: what it knows of pairs of notes and of pairs of groups."""
+    """The torch twin of one network of `realtime_mpe.grouping.Grouping`: pairs of notes, and pairs of groups."""
 
     def __init__(self):
         super().__init__()
@@ -141,7 +141,7 @@ def fit_grouping(
     affinity = Affinity(network.pair.weights())
     met: list[tuple[np.ndarray, np.ndarray]] = []
     for round_number, follow in enumerate(FOLLOW_TRUTH, 1):
-        grouping = Grouping(network.weights()) if met else None
+        grouping = as_grouping([network]) if met else None
         for memory in watched:
             for number in rng.permutation(len(memory.looks))[:JOIN_LOOKS]:
                 met += joins(memory.looks[number], affinity, grouping, follow, rng)
@@ -219,5 +219,6 @@ def agreement(group: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndar
     return part @ part.T, known[:, 0] > 0
 
 
-def as_grouping(network: GroupingNetwork) -> Grouping:
-    return Grouping(network.weights())
+def as_grouping(networks: Sequence[GroupingNetwork]) -> Grouping:
+    """What the runtime makes of them: their mean opinion."""
+    return Grouping([network.weights() for network in networks])

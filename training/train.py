@@ -28,6 +28,7 @@ from .export import export
 from .fit import CHECKPOINT_FILE, FitConfig, fit
 from .frontend import FrontEnd
 from .grouping import GroupingNetwork, as_grouping, fit_grouping
+from .likeness import liken
 from .mixing import Mixture, remix
 from .network import LiveNetwork, NetworkConfig
 from .pointer import Performance, PointerNetwork, fit_pointer, perform
@@ -89,12 +90,12 @@ def run(args: argparse.Namespace) -> int:
         rate = LEARNING_RATES.get(args.size, FitConfig.learning_rate)
         config = FitConfig(args.hours, learning_rate=rate, seed=args.seed).for_device(device)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
-        voters, grouping, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
+        voters, groupings, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from {out}", file=sys.stderr)
         return 130
     torch.save([voter.state_dict() for voter in voters], out / POINTER_FILE)
-    torch.save(grouping.state_dict() if grouping else None, out / GROUPING_FILE)
+    torch.save([grouping.state_dict() for grouping in groupings], out / GROUPING_FILE)
     np.save(out / LEVELS_FILE, music(caches["validation"], args.seed).astype(np.float16))
     record = {
         "command": command(args),
@@ -126,21 +127,25 @@ def command(args: argparse.Namespace) -> str:
 
 def fit_voices(
     network: LiveNetwork, caches: dict[str, StemCache], performances: int, seed: int, device: torch.device
-) -> tuple[list[PointerNetwork], GroupingNetwork | None, tuple[Thresholds, ...]]:
-    """What follows the network and depends on it: thresholds on held-out mixtures, grouping, the pointer's voters."""
+) -> tuple[list[PointerNetwork], list[GroupingNetwork], tuple[Thresholds, ...]]:
+    """What follows the network and depends on it: thresholds on held-out mixtures; if it tells players apart, two
+    groupings, one by players as they are and one by players more alike; and the pointer's voters.
+    """
     network.to(device)
     front_end = FrontEnd().to(device)
     held_out = mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2)
     thresholds = calibrate(hear(network, front_end, held_out, device))
     if not network.config.tells_players:
-        return [], None, thresholds
+        return [], [], thresholds
     heard = [
         hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
         for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
     ]
-    grouping = fit_grouping(heard[0], network.config.max_voices, seed)
-    voters = fit_pointer(*heard, network.config.max_voices, as_grouping(grouping), seed)
-    return voters, grouping, thresholds
+    rng = np.random.default_rng(seed + 5)
+    alike = [liken(performance, rng) for performance in heard[0]]
+    groupings = [fit_grouping(learnt_from, network.config.max_voices, seed) for learnt_from in (heard[0], alike)]
+    voters = fit_pointer(*heard, network.config.max_voices, as_grouping(groupings), seed)
+    return voters, groupings, thresholds
 
 
 def music(cache: StemCache, seed: int) -> np.ndarray:
@@ -156,25 +161,28 @@ def export_run(run: Path, path: Path) -> None:
         settings = json.loads((run / RUN_FILE).read_text())
         network = LiveNetwork(SIZES[settings["size"]])
         weights = torch.load(run / CHECKPOINT_FILE, map_location="cpu", weights_only=True)["average"]
-        voters = []
-        for state in torch.load(run / POINTER_FILE, map_location="cpu", weights_only=True):
-            voters.append(PointerNetwork())
-            voters[-1].load_state_dict(state)
-        grouping, state = None, torch.load(run / GROUPING_FILE, map_location="cpu", weights_only=True)
-        if state is not None:
-            grouping = GroupingNetwork()
-            grouping.load_state_dict(state)
+        voters = load_all(PointerNetwork, run / POINTER_FILE)
+        groupings = load_all(GroupingNetwork, run / GROUPING_FILE)
         levels = None
         if network.config.channels >= QUANTISED_FROM:
             levels = np.load(run / LEVELS_FILE).astype(np.float32)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
-    except TypeError as error:  # a single pointer, as runs had before there were voters
-        raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes its pointer anew") from error
+    except (TypeError, RuntimeError) as error:  # networks of other shapes, or one instead of several
+        raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes them anew") from error
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
-    export(path, network, voters, grouping, DEFAULT_LOOKAHEAD, thresholds, settings["record"], levels)
+    export(path, network, voters, groupings, DEFAULT_LOOKAHEAD, thresholds, settings["record"], levels)
+
+
+def load_all(kind: type[torch.nn.Module], path: Path) -> list:
+    """Networks of one kind from the file of their states."""
+    networks = []
+    for state in torch.load(path, map_location="cpu", weights_only=True):
+        networks.append(kind())
+        networks[-1].load_state_dict(state)
+    return networks
 
 
 def mixtures(cache: StemCache, count: int, seed: int, few_every: int | None = None) -> Iterator[Mixture]:
