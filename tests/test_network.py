@@ -146,7 +146,7 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
     torch.manual_seed(0)
     network = LiveNetwork(SIZES["tiny"]).eval()
     path = tmp_path / "m.onnx"
-    export(path, network, [], None, 1, (Thresholds(),) * 5, {})
+    export(path, network, [], [], 1, (Thresholds(),) * 5, {})
     model = OnnxModel(str(path))
     assert model.info.parameters <= 20_000 and model.info.voices == 1 and path.stat().st_size < 200_000
     heard = model.process(np.zeros(N_LIVE_BINS, np.float32))
