@@ -14,7 +14,6 @@ from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_fea
 
 SURE = 1.0  # mean log odds above which groups join without a second look
 JOIN_ABOVE = -0.4  # log odds: groups join a little too readily rather than too seldom
-JOIN_ABOVE_TOLD = 1.5  # where it is known how many players there are, and these are no more
 JOIN_FEATURES = PAIR_FEATURES + 11
 KEEP = 0.7  # log odds by which groups that were one voice join sooner and others later: order should last
 NO_RIVAL = -6.0  # log odds of the next best group where there is none
@@ -89,13 +88,11 @@ class Grouping:
         self._affinities = [Affinity(weights, PAIR_PREFIX) for weights in networks]
         self._joins = [layers(weights, JOIN_PREFIX) for weights in networks]
 
-    def __call__(self, notes: Notes, voice: np.ndarray, now: float, at_most: int, told: bool = False) -> np.ndarray:
+    def __call__(self, notes: Notes, voice: np.ndarray, now: float, at_most: int) -> np.ndarray:
         """(N,) numbers of groups, 0, 1 ..., no more than ``at_most``; N of at least 2.
 
-        voice : (N,) int 0, 1 ..., whose each note was so far.  told : whether there are exactly so many voices as
-        ``at_most``, sooner or later.
+        voice : (N,) int 0, 1 ..., whose each note was so far.
         """
-        join_above = JOIN_ABOVE_TOLD if told else JOIN_ABOVE
         features = pair_features(notes, now)
         whose = np.eye(voice.max() + 1)[voice]
         odds = self.affinity(features)
@@ -107,7 +104,7 @@ class Grouping:
             held /= held.sum(1, keepdims=True)
             joins = self.join_odds(known) + KEEP * (2.0 * (held[a] * held[b]).sum(1) - 1.0)
             likest = int(np.argmax(joins))
-            if joins[likest] <= join_above and len(groups) <= at_most:
+            if joins[likest] <= JOIN_ABOVE and len(groups) <= at_most:
                 break
             groups.join(a[likest], b[likest])
         return groups.group

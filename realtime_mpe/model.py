@@ -243,8 +243,7 @@ class OnnxModel:
             raise UserError(f"{self.info.name} cannot tell {players} players apart; choose 1 to {self.info.voices}")
         if self.pointer is None:
             return SlotVoices(1)
-        at_most = players or self.info.voices
-        return VoiceMemory(self.pointer, at_most, self.grouping, players is not None, self.steps)
+        return VoiceMemory(self.pointer, players or self.info.voices, self.grouping, self.steps)
 
     def reset(self) -> None:
         """As if only silence had been heard."""

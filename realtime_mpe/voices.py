@@ -1,8 +1,8 @@
 """Whose note is it: an online memory of voices with a learned pointer, put in order by learned grouping.
 
 Every note gets the mean embedding of its first frames. For a new note the pointer scores every voice, and "a player
-not heard before", from timbre, pitch and time of the voice's last notes; the surest note of a chord is given out first.
-Nobody says how many players there are. A note stays on the voice that it was sent on until it ends.
+not heard before", from timbre, pitch, place and time of the voice's last notes; the surest note of a chord is given
+out first. Nobody says how many players there are. A note stays on the voice that it was sent on until it ends.
 
 The memory may think better of it: a moment later it knows more of the note and of the others, so every now and then all
 remembered notes are grouped anew, and each group becomes the voice on which most of its notes were sent. A mistake
@@ -50,9 +50,9 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
 class VoiceMemory:
-    """Voices of one performance. ``max_voices`` bounds how many are told apart, and is how many there are if ``told``;
-    without ``grouping`` the memory never thinks better of a choice. What happens is told by the step, ``steps`` of them
-    a frame; all that is remembered, and all that pointer and grouping see of it, is in frames.
+    """Voices of one performance, at most ``max_voices``. Without ``grouping`` the memory never thinks better of a
+    choice. What happens is told by the step, ``steps`` of them a frame; all that is remembered, and all that pointer
+    and grouping see of it, is in frames.
 
     The memory is a list of at most MEMORY notes in the order they began. A note that sounds has an infinite end, so
     that nothing here can know when it will end.
@@ -60,13 +60,10 @@ class VoiceMemory:
 
     latency = 0
 
-    def __init__(
-        self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, told: bool = False, steps: int = 1
-    ):
+    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, steps: int = 1):
         self.max_voices = max_voices
         self._scorer = scorer
         self._grouping = grouping
-        self._told = told
         self._steps = steps
         self.reset()
 
@@ -147,7 +144,7 @@ class VoiceMemory:
     def _order(self) -> None:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
         n = self._n
-        group = self._grouping(self.notes(), self._voice[:n], self._now, self.max_voices, self._told)
+        group = self._grouping(self.notes(), self._voice[:n], self._now, self.max_voices)
         small = np.bincount(group) < SMALLEST_GROUP
         claims = np.zeros((len(small), self.max_voices))
         np.add.at(claims, (group, self._sent[:n]), 1.0)

@@ -13,7 +13,7 @@ from realtime_mpe.training.pointer import StudiedMemory, home_share, study
 from realtime_mpe.voices import BEST, MEMORY, SMALLEST_GROUP, VoiceMemory
 
 
-def alike(some: Notes, voice: np.ndarray, now: int, at_most: int, told: bool) -> np.ndarray:
+def alike(some: Notes, voice: np.ndarray, now: int, at_most: int) -> np.ndarray:
     """A grouping that trusts timbre alone."""
     return linked(12.0 * (some.unit @ some.unit.T) - 6.0, 0.0)
 
@@ -99,16 +99,6 @@ def test_there_are_never_more_groups_than_voices():
     some, voice = notes(np.random.default_rng(2), 30), np.arange(30)
     assert len(set(grouping(some, voice, 90, 30))) > 3
     assert set(grouping(some, voice, 90, 3)) == {0, 1, 2}
-
-
-def test_told_how_many_there_are_groups_join_less_readily():
-    network = GroupingNetwork()
-    torch.nn.init.zeros_(network.join.layers[4].weight)
-    torch.nn.init.constant_(network.join.layers[4].bias, 0.5)  # it would rather join everything
-    grouping = as_grouping([network])
-    some, voice = notes(np.random.default_rng(2), 30), np.zeros(30, int)
-    assert set(grouping(some, voice, 90, 4)) == {0}
-    assert set(grouping(some, voice, 90, 4, told=True)) == {0, 1, 2, 3}
 
 
 def test_groups_that_were_one_voice_stay_so_where_it_is_open():

@@ -147,7 +147,7 @@ class StudiedMemory(VoiceMemory):
         follow_truth: float = 0.0,
         steps: int = 1,
     ):
-        super().__init__(scorer, max_voices, grouping, steps=steps)
+        super().__init__(scorer, max_voices, grouping, steps)
         self.follow_truth = follow_truth  # share of the decisions, 0..1
         self._rng = np.random.default_rng(0)
         self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this step, by pitch
