@@ -259,19 +259,19 @@ class VoiceMemory:
 
     def _voice_features(self, present: list[int], note: NewNote, frame: float) -> np.ndarray:
         rows = np.arange(len(present))
-        place = np.zeros((len(present), LAST_NOTES), int)  # a row a voice, its last notes from the left, oldest first
+        at = np.zeros((len(present), LAST_NOTES), int)  # a row a voice, its last notes from the left, oldest first
         held, heard = np.zeros(len(present), int), np.zeros(len(present))
         for row, voice in enumerate(present):
             own = np.flatnonzero(self._voice[: self._n] == voice)
             heard[row] = len(own)
             held[row] = min(len(own), LAST_NOTES)
-            place[row, : held[row]] = own[-LAST_NOTES:]
+            at[row, : held[row]] = own[-LAST_NOTES:]
         used = np.arange(LAST_NOTES) < held[:, None]
-        pitch, start, end, units = (column[place] for column in (self._pitch, self._start, self._end, self._unit))
+        pitch, start, end, units = (column[at] for column in (self._pitch, self._start, self._end, self._unit))
         end = np.where(used, end, -np.inf)
         similarity = units @ unit(note.total)
         last = held - 1
-        above, below = (np.where(used, column[place], 0.0).sum(1) / held for column in places(self.notes(), frame))
+        above, below = (np.where(used, column[at], 0.0).sum(1) / held for column in places(self.notes(), frame))
         higher, lower = np.abs(above - note.above), np.abs(below - note.below)
 
         centre = np.where(used[..., None], units, 0.0).sum(1) / held[:, None]

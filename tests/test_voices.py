@@ -44,7 +44,7 @@ def test_the_pointer_sees_who_would_have_to_cross_whom():
         seen.append((features, new))
         return np.concatenate([10 * features[:, 0], [1.0]])
 
-    # Two lines, the second below; then a note above both, while the upper one still sounds.
+    # Two lines, the second below; then a note above both, while the lower one still sounds.
     memory = VoiceMemory(scorer, 8)
     for k, (pitch, timbre) in enumerate(((40, 0), (30, 1), (41, 0), (31, 1))):
         now = embedding({pitch: timbre})

@@ -170,7 +170,9 @@ def export_run(run: Path, path: Path) -> None:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
     except (TypeError, RuntimeError) as error:  # networks of other shapes, or one instead of several
-        raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes them anew") from error
+        raise UserError(
+            f"{run} is of an earlier version; rt-mpe train -o {run} makes its pointer and groupings anew"
+        ) from error
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
     export(path, network, voters, groupings, DEFAULT_LOOKAHEAD, thresholds, settings["record"], levels)
