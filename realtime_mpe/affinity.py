@@ -15,17 +15,18 @@ LEGATO_BEFORE = 10  # frames by which a note may have ended before the one that 
 OVERLAP_FRAMES = 3  # more than legato playing makes
 NEAR_PITCHES = 3.0  # semitones over which "near in pitch" falls off: timbre changes with register
 NEIGHBOUR_WIDTH = 0.1  # of cosine, within which a note counts as a neighbour
-PAIR_FEATURES = 26
+PAIR_FEATURES = 29
 TOGETHER = 11  # the feature that two notes sound at one time
 LAYERS = (0, 2, 4)  # of a perceptron, among its activations, as training names them
 MOST_CERTAIN = 6.0  # log odds: no single pair decides
 
 
 class Notes(NamedTuple):
-    """N notes. unit (N, D) embeddings of length 1; pitch rows; start and end frames, end infinite while one sounds;
-    frames (N,) of embedding heard."""
+    """N notes. unit (N, D) timbres and plain (N, D) embeddings, of length 1, see `timbre`; pitch rows; start and end
+    frames, end infinite while one sounds; frames (N,) of embedding heard."""
 
     unit: np.ndarray
+    plain: np.ndarray
     pitch: np.ndarray
     start: np.ndarray
     end: np.ndarray
@@ -35,14 +36,9 @@ class Notes(NamedTuple):
 def pair_features(notes: Notes, now: float) -> np.ndarray:
     """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2; ``now`` is the frame up to which notes sound."""
     n = len(notes.pitch)
-    itself = np.eye(n, dtype=bool)
-    cosine = notes.unit @ notes.unit.T
-    others = cosine[~itself].reshape(n, n - 1)
-    centred = cosine - others.mean(1)[:, None]
-    standard = centred / (others.std(1)[:, None] + 0.05)
+    cosine, others, standard, alike_to_all = likeness(notes.unit)
+    plain_cosine, _, plain_standard, plain_alike_to_all = likeness(notes.plain)
     rank = np.argsort(np.argsort(cosine, 1), 1) / (n - 1)
-    length = np.sqrt(np.square(centred).sum(1)) + 1e-6
-    alike_to_all = centred @ centred.T / np.outer(length, length)
     neighbours = np.exp((cosine - 1.0) / NEIGHBOUR_WIDTH)
     neighbours = np.sqrt(neighbours / neighbours.sum(1, keepdims=True))
 
@@ -91,8 +87,22 @@ def pair_features(notes: Notes, now: float) -> np.ndarray:
         lower / 2,
         np.minimum(higher, lower) / 2,
         np.minimum(company[:, None], company) / 4,
+        plain_cosine,
+        (plain_standard + plain_standard.T) / 2,
+        plain_alike_to_all,
     )
     return np.stack([np.asarray(f, np.float32) for f in features], -1)
+
+
+def likeness(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Cosines of N embeddings, (N, N); of each with the others, (N, N - 1); how far each lies above the mean of its
+    row's others, in deviations of these; and how alike two rows are."""
+    n = len(unit)
+    cosine = unit @ unit.T
+    others = cosine[~np.eye(n, dtype=bool)].reshape(n, n - 1)
+    centred = cosine - others.mean(1)[:, None]
+    length = np.sqrt(np.square(centred).sum(1)) + 1e-6
+    return cosine, others, centred / (others.std(1)[:, None] + 0.05), centred @ centred.T / np.outer(length, length)
 
 
 def places(notes: Notes, now: float) -> tuple[np.ndarray, np.ndarray]:
@@ -117,13 +127,18 @@ def layers(weights: Mapping[str, np.ndarray], prefix: str = "") -> list[tuple[np
     return [tuple(np.asarray(weights[name], np.float32) for name in pair) for pair in names]
 
 
-def perceptron(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
-    """(weight (out, in), bias (out,)) of each layer, ReLU between them: (..., n_in) -> (...,), the one output."""
+def outputs(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
+    """(weight (out, in), bias (out,)) of each layer, ReLU between them: (..., n_in) -> (..., n_out)."""
     for number, (weight, bias) in enumerate(layers):
         x = x @ weight.T + bias
         if number < len(layers) - 1:
             x = np.maximum(x, 0.0)
-    return x[..., 0]
+    return x
+
+
+def perceptron(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
+    """One that has a single output: (..., n_in) -> (...,)."""
+    return outputs(layers, x)[..., 0]
 
 
 class Affinity:

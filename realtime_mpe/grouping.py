@@ -13,9 +13,9 @@ import numpy as np
 from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_features, perceptron
 
 SURE = 1.0  # mean log odds above which groups join without a second look
-JOIN_ABOVE = -0.4  # log odds: groups join a little too readily rather than too seldom
+JOIN_ABOVE = -0.8  # log odds: groups join a little too readily rather than too seldom
 JOIN_FEATURES = PAIR_FEATURES + 11
-KEEP = 0.7  # log odds by which groups that were one voice join sooner and others later: order should last
+KEEP = 1.2  # log odds by which groups that were one voice join sooner and others later: order should last
 NO_RIVAL = -6.0  # log odds of the next best group where there is none
 
 PAIR_PREFIX, JOIN_PREFIX = "pair.", "join."  # of the weights' names

@@ -19,12 +19,14 @@ from .errors import UserError
 from .grouping import JOIN_FEATURES, Grouping
 from .leveller import Leveller
 from .notes import Thresholds
+from .timbre import ClearedTimbre
 from .voices import NEW_FEATURES, VOICE_FEATURES, Pointer, SlotVoices, VoiceMemory, Voter
 
 DEFAULT_MODEL = "default"
 MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
 POINTER_PREFIX = "pointer."
 GROUPING_PREFIX = "grouping."
+TIMBRE_PREFIX = "timbre."
 STATE_PREFIX = "state."
 LEAST = 1e-3  # probability that one phase can speak with against the other
 
@@ -218,18 +220,23 @@ class OnnxModel:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
         self._n_bins = self.info.analysis.n_bins
         self._leveller = Leveller(FRAME_SECONDS / self.steps)
-        names = [name for name in outputs if name.startswith((POINTER_PREFIX, GROUPING_PREFIX))]
+        names = [name for name in outputs if name.startswith((POINTER_PREFIX, GROUPING_PREFIX, TIMBRE_PREFIX))]
         try:
             self.reset()
             silence = self._feed(np.zeros(self._n_bins, np.float32))
-            weights = dict(zip(names, self._session.run(names, silence), strict=True)) if self.tells_players else {}
-            self.pointer = self.grouping = None
+            self.pointer = self.grouping = self.timbre = None
             if self.tells_players:  # what does not fit fails here, and not with the first notes
+                *values, embedding = self._session.run([*names, "embedding"], silence)
+                weights = dict(zip(names, values, strict=True))
                 self.pointer = Pointer([Voter(voter) for voter in numbered(weights, POINTER_PREFIX)])
                 self.grouping = Grouping(numbered(weights, GROUPING_PREFIX))
+                self.timbre = ClearedTimbre(
+                    {part.removeprefix(TIMBRE_PREFIX): weight for part, weight in weights.items()}
+                )
                 self.pointer(np.zeros((1, VOICE_FEATURES), np.float32), np.zeros(NEW_FEATURES, np.float32))
                 self.grouping.affinity(np.zeros((2, 2, PAIR_FEATURES), np.float32))
                 self.grouping.join_odds(np.zeros((1, JOIN_FEATURES), np.float32))
+                self.timbre(np.zeros((1, 2 * embedding.shape[1] + 1)), np.ones(1))
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
@@ -243,7 +250,7 @@ class OnnxModel:
             raise UserError(f"{self.info.name} cannot tell {players} players apart; choose 1 to {self.info.voices}")
         if self.pointer is None:
             return SlotVoices(1)
-        return VoiceMemory(self.pointer, players or self.info.voices, self.grouping, self.steps)
+        return VoiceMemory(self.pointer, players or self.info.voices, self.grouping, self.steps, self.timbre)
 
     def reset(self) -> None:
         """As if only silence had been heard."""

@@ -1,6 +1,6 @@
 """Whose note is it: an online memory of voices with a learned pointer, put in order by learned grouping.
 
-Every note gets the mean embedding of its first frames. For a new note the pointer scores every voice, and "a player
+Every note gets a timbre from its first frames. For a new note the pointer scores every voice, and "a player
 not heard before", from timbre, pitch, place and time of the voice's last notes; the surest note of a chord is given
 out first. Nobody says how many players there are. A note stays on the voice that it was sent on until it ends.
 
@@ -20,6 +20,7 @@ import numpy as np
 from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, Notes, layers, perceptron, places
 from .analysis import MAX_LOOKAHEAD
 from .grouping import Grouping
+from .timbre import Timbre, alone, heard
 
 MEMORY = 128  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
@@ -34,13 +35,14 @@ NEW_FEATURES = 10  # of the situation, for "a new voice"
 
 
 class NewNote(NamedTuple):
-    """A note that waits for its voice. pitch row; where it begins, in frames; sum of its embeddings so far, (D,), over
-    ``frames``; how many notes sound ``above`` and ``below`` it."""
+    """A note that waits for its voice. pitch row; where it begins, in frames; the sum over ``steps`` of what was
+    `heard` of it so far, (2 D + 1,), and its timbre by that, (D,); how many notes sound ``above`` and ``below`` it."""
 
     pitch: int
     start: float
     total: np.ndarray
-    frames: float
+    steps: int
+    unit: np.ndarray
     above: int
     below: int
 
@@ -51,8 +53,8 @@ Scorer = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 class VoiceMemory:
     """Voices of one performance, at most ``max_voices``. Without ``grouping`` the memory never thinks better of a
-    choice. What happens is told by the step, ``steps`` of them a frame; all that is remembered, and all that pointer
-    and grouping see of it, is in frames.
+    choice; without ``timbre`` notes sound as the network's embeddings say. What happens is told by the step, ``steps``
+    of them a frame; all that is remembered, and all that pointer and grouping see of it, is in frames.
 
     The memory is a list of at most MEMORY notes in the order they began. A note that sounds has an infinite end, so
     that nothing here can know when it will end.
@@ -60,11 +62,20 @@ class VoiceMemory:
 
     latency = 0
 
-    def __init__(self, scorer: Scorer, max_voices: int, grouping: Grouping | None = None, steps: int = 1):
+    def __init__(
+        self,
+        scorer: Scorer,
+        max_voices: int,
+        grouping: Grouping | None = None,
+        steps: int = 1,
+        timbre: Timbre = alone,
+    ):
         self.max_voices = max_voices
         self._scorer = scorer
         self._grouping = grouping
         self._steps = steps
+        self._timbre = timbre
+        self._enough = EMBEDDING_FRAMES * steps  # steps by which a note's timbre is known
         self.reset()
 
     def reset(self) -> None:
@@ -75,9 +86,9 @@ class VoiceMemory:
         self._pitch = np.zeros(MEMORY)
         self._start = np.zeros(MEMORY)
         self._end = np.zeros(MEMORY)
-        self._frames = np.zeros(MEMORY)
-        self._total: np.ndarray | None = None  # (MEMORY, D), known with the first note
-        self._unit: np.ndarray | None = None  # the same, each of length 1
+        self._heard = np.zeros(MEMORY, int)  # steps
+        self._total: np.ndarray | None = None  # (MEMORY, 2 D + 1) over them, known with the first note
+        self._unit: np.ndarray | None = None  # (MEMORY, D) timbres
         self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> turn, voice it was sent on
         self._turns = 0
         self._ever: set[int] = set()  # voices on which something was sent
@@ -106,11 +117,13 @@ class VoiceMemory:
         frame = self._now = now / self._steps
         waiting = []
         all_pitches = np.array([*self._sounding, *(pitch for pitch, _ in starts)])
-        for pitch, start in starts:
-            heard = min(max(now - start, 0) + 1, len(history))
-            total = history[-heard:, pitch].sum(0)
+        sounds = heard(history, all_pitches)[:, len(self._sounding) :]
+        for number, (pitch, start) in enumerate(starts):
+            steps = min(max(now - start, 0) + 1, len(history))
+            total = sounds[-steps:, number].sum(0)
+            timbre = self._timbre(total[None] / steps, np.array([steps / self._steps]))[0]
             above, below = int((all_pitches > pitch).sum()), int((all_pitches < pitch).sum())
-            waiting.append(NewNote(pitch, start / self._steps, total, heard / self._steps, above, below))
+            waiting.append(NewNote(pitch, start / self._steps, total, steps, timbre, above, below))
         given = []
         while waiting:
             probabilities = [self._probabilities(note, frame) for note in waiting]
@@ -121,10 +134,10 @@ class VoiceMemory:
 
     def hear(self, embedding: np.ndarray) -> None:
         """Let every sounding note learn from this step's embedding, (n_pitches, D), and see whether order is due."""
-        for pitch, (turn, _) in self._sounding.items():
-            row = self._row(turn)
-            if row is not None and self._frames[row] < EMBEDDING_FRAMES:
-                self._learn(row, embedding[pitch], 1 / self._steps)
+        if self._sounding:
+            rows = [self._row(turn) for turn, _ in self._sounding.values()]
+            learn = [k for k, row in enumerate(rows) if row is not None and self._heard[row] < self._enough]
+            self._learn([rows[k] for k in learn], heard(embedding, np.array([*self._sounding]))[learn])
         ordered, turn = self._ordered
         every = next(frames for notes, frames in ORDER_EVERY if self._n < notes)
         if self._grouping is not None and self._n >= 2 and self._turns > turn and self._now - ordered >= every:
@@ -139,7 +152,9 @@ class VoiceMemory:
     def notes(self) -> Notes:
         """All that is remembered."""
         n = self._n
-        return Notes(self._unit[:n], self._pitch[:n], self._start[:n], self._end[:n], self._frames[:n])
+        plain = alone(self._total[:n], self._heard[:n])
+        frames = self._heard[:n] / self._steps
+        return Notes(self._unit[:n], plain, self._pitch[:n], self._start[:n], self._end[:n], frames)
 
     def _order(self) -> None:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
@@ -168,10 +183,13 @@ class VoiceMemory:
         row = int(np.searchsorted(self._turn[: self._n], turn))
         return row if row < self._n and self._turn[row] == turn else None
 
-    def _learn(self, row: int, total: np.ndarray, frames: float) -> None:
-        self._total[row] += total
-        self._frames[row] += frames
-        self._unit[row] = unit(self._total[row])
+    def _learn(self, rows: list[int], sound: np.ndarray) -> None:
+        """What was `heard` of some notes in one more step, (N, 2 D + 1)."""
+        if rows:
+            self._total[rows] += sound
+            self._heard[rows] += 1
+            steps = self._heard[rows]
+            self._unit[rows] = self._timbre(self._total[rows] / steps[:, None], steps / self._steps)
 
     def _give(self, note: NewNote, choice: int, frame: float) -> int:
         """Remember a note in the ``choice``-th of `voices`, or else in a new one. Returns where it went."""
@@ -179,7 +197,7 @@ class VoiceMemory:
         voice = present[choice] if choice < len(present) else self._make_room(present)
         if self._total is None:
             self._total = np.zeros((MEMORY, len(note.total)))
-            self._unit = np.zeros_like(self._total)
+            self._unit = np.zeros((MEMORY, len(note.unit)))
         if self._n == MEMORY:
             self._forget(self._dispensable())
         row = self._n
@@ -189,9 +207,7 @@ class VoiceMemory:
         self._turn[row] = self._turns
         self._voice[row] = self._sent[row] = voice
         self._pitch[row], self._start[row], self._end[row] = note.pitch, note.start, np.inf
-        self._total[row] = 0.0
-        self._frames[row] = 0
-        self._learn(row, note.total, note.frames)
+        self._total[row], self._heard[row], self._unit[row] = note.total, note.steps, note.unit
         self._sounding[note.pitch] = self._turns, voice
         return voice
 
@@ -217,7 +233,7 @@ class VoiceMemory:
     def _forget(self, which: np.ndarray) -> None:
         """which : (n,) bool."""
         kept = np.flatnonzero(~which)
-        for name in ("_turn", "_voice", "_sent", "_pitch", "_start", "_end", "_frames", "_total", "_unit"):
+        for name in ("_turn", "_voice", "_sent", "_pitch", "_start", "_end", "_heard", "_total", "_unit"):
             column = getattr(self, name)
             column[: len(kept)] = column[kept]
         self._n = len(kept)
@@ -251,7 +267,7 @@ class VoiceMemory:
             voices[:, BEST].max(initial=-1.0),
             free[:, NEAR].max(initial=-1.0),
             note.pitch / 72,
-            min(note.frames, 8) / 8,
+            min(note.steps / self._steps, 8) / 8,
             note.above / 4,
             note.below / 4,
         )
@@ -269,7 +285,7 @@ class VoiceMemory:
         used = np.arange(LAST_NOTES) < held[:, None]
         pitch, start, end, units = (column[at] for column in (self._pitch, self._start, self._end, self._unit))
         end = np.where(used, end, -np.inf)
-        similarity = units @ unit(note.total)
+        similarity = units @ note.unit
         last = held - 1
         above, below = (np.where(used, column[at], 0.0).sum(1) / held for column in places(self.notes(), frame))
         higher, lower = np.abs(above - note.above), np.abs(below - note.below)
@@ -374,11 +390,6 @@ class SlotVoices:
 
     def hear(self, embedding: np.ndarray) -> None:
         """Nothing to learn: what a slot listens for is fixed."""
-
-
-def unit(vector: np.ndarray) -> np.ndarray:
-    """(D,) -> the same direction with length 1; zeros stay zeros."""
-    return vector / (np.sqrt(vector @ vector) + 1e-9)
 
 
 class Pointer:

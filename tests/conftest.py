@@ -20,9 +20,11 @@ def tiny_model(tmp_path_factory):
     Everything else of it is as random as it was made: it tells players apart by chance, though always by the same one.
     """
     torch = pytest.importorskip("torch")
+    from realtime_mpe.training.company import CompanyNetwork
     from realtime_mpe.training.export import export
     from realtime_mpe.training.grouping import GroupingNetwork
     from realtime_mpe.training.network import HARMONIC_BINS, LiveNetwork, NetworkConfig
+    from realtime_mpe.training.players import Players
     from realtime_mpe.training.pointer import PointerNetwork
 
     torch.manual_seed(0)
@@ -42,7 +44,9 @@ def tiny_model(tmp_path_factory):
         network.mix.bias.fill_(-48.0)
         network.onset.weight.zero_()
     path = tmp_path_factory.mktemp("models") / "tiny.onnx"
-    export(path, network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {"hours": 0})
+    dim = network.config.embedding_dim
+    players = Players(CompanyNetwork(dim), [GroupingNetwork()], [PointerNetwork()])
+    export(path, network, players, 1, (Thresholds(),) * 5, {"hours": 0})
     return path
 
 

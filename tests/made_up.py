@@ -6,13 +6,21 @@ from realtime_mpe.affinity import Notes
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PITCHES
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.training.calibrate import Heard
+from realtime_mpe.training.company import CompanyNetwork
+from realtime_mpe.training.grouping import GroupingNetwork
 from realtime_mpe.training.mixing import Mixture
-from realtime_mpe.training.pointer import perform
+from realtime_mpe.training.players import Players
+from realtime_mpe.training.pointer import PointerNetwork, perform
 from realtime_mpe.voices import HISTORY_FRAMES, VoiceMemory
 
 TIMBRES = np.eye(6, 16, dtype=np.float32)
 HOPS = 200
 LIMITS = Thresholds(on=0.5, off=0.4, onset=0.6, repeat=0.6)
+
+
+def untrained(embedding_dim: int) -> Players:
+    """As they are before they have learnt anything."""
+    return Players(CompanyNetwork(embedding_dim), [GroupingNetwork()], [PointerNetwork()])
 
 
 def by_timbre(features: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -86,4 +94,4 @@ def notes(rng: np.random.Generator, n: int = 12) -> Notes:
     end = start + rng.integers(3, 20, n)
     end[-2:] = np.inf
     unit /= np.linalg.norm(unit, axis=1, keepdims=True)
-    return Notes(unit, rng.integers(20, 40, n).astype(float), start, end, rng.integers(1, 33, n))
+    return Notes(unit, unit[:, ::-1], rng.integers(20, 40, n).astype(float), start, end, rng.integers(1, 33, n))

@@ -37,7 +37,7 @@ def test_features_depend_on_nothing_after_now():
 def test_a_line_is_carried_on_by_the_nearest_note():
     unit = np.ones((3, 1))
     line = Notes(
-        unit, np.array([30.0, 42.0, 31.0]), np.array([0.0, 0.0, 10.0]), np.array([10.0, 10.0, np.inf]), np.ones(3)
+        unit, unit, np.array([30.0, 42.0, 31.0]), np.array([0.0, 0.0, 10.0]), np.array([10.0, 10.0, np.inf]), np.ones(3)
     )
     carries = pair_features(line, 12)[..., 16]
     assert carries[0, 2] == 1 and carries[1, 2] == 0
@@ -45,7 +45,7 @@ def test_a_line_is_carried_on_by_the_nearest_note():
 
 def test_a_place_is_how_much_sounds_above_and_below_up_to_now():
     start, end = np.array([0.0, 0.0, 10.0, 30.0]), np.array([20.0, np.inf, 20.0, 40.0])
-    above, below = places(Notes(np.ones((4, 1)), np.array([50.0, 30.0, 40.0, 60.0]), start, end, np.ones(4)), 39)
+    above, below = places(Notes(*np.ones((2, 4, 1)), np.array([50.0, 30.0, 40.0, 60.0]), start, end, np.ones(4)), 39)
     np.testing.assert_allclose(above, [0.0, (20 + 10 + 10) / 40, 1.0, 0.0])
     np.testing.assert_allclose(below, [1.0 + 0.5, 0.0, 1.0, 1.0])
 

@@ -38,6 +38,20 @@ def test_small_ensembles_are_solos_duos_and_trios(cache):
     assert set(players) >= {1, 2} and max(players) <= min(3, max(pitched)) + 1  # and drums, if the segment has some
 
 
+def test_chamber_music_has_no_guests_and_no_drums(cache):
+    rng = np.random.default_rng(5)
+    usual = [remix(cache, k % 2, 4.0, rng) for k in range(60)]
+    chamber = [remix(cache, k % 2, 4.0, rng, chamber=True) for k in range(60)]
+
+    def own(mixture, piece):
+        return all(segment.score == piece and segment.part[row] >= 0 for segment, row in mixture.stems)
+
+    pieces = [cache.load(k).score for k in range(2)]
+    assert pieces[0] != pieces[1]
+    assert all(own(mixture, pieces[k % 2]) for k, mixture in enumerate(chamber))
+    assert not all(own(mixture, pieces[k % 2]) for k, mixture in enumerate(usual))
+
+
 def test_labels_lie_on_the_grid_that_the_metric_scores():
     n_frames = 40
     silence = Mixture(np.zeros(n_frames * HOP, np.float32), np.zeros((0, 4)))

@@ -8,7 +8,7 @@ import onnx
 import pytest
 import torch
 from conftest import make_tune
-from made_up import notes
+from made_up import notes, untrained
 
 from realtime_mpe.affinity import pair_features
 from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
@@ -17,13 +17,16 @@ from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES
 from realtime_mpe.model import OnnxModel, agreed, open_session
 from realtime_mpe.notes import Thresholds
+from realtime_mpe.timbre import timbre_inputs
 from realtime_mpe.training import export as export_module
 from realtime_mpe.training.calibrate import hear
+from realtime_mpe.training.company import CompanyNetwork
 from realtime_mpe.training.export import differences, export, export_timbre, ridges
 from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.grouping import GroupingNetwork
 from realtime_mpe.training.mixing import Mixture
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
+from realtime_mpe.training.players import Players
 from realtime_mpe.training.pointer import PointerNetwork
 from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
 from realtime_mpe.training.train import SIZES
@@ -95,10 +98,12 @@ HALF = 5e-3  # what half precision of the weights leaves of an output of order o
 
 
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
+    company = CompanyNetwork(SMALL.embedding_dim).eval()
+    torch.nn.init.normal_(company.layers[-1].weight)  # before training it changes nothing
     voters, groupings = ([kind().eval() for _ in range(2)] for kind in (PointerNetwork, GroupingNetwork))
     thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
     path = tmp_path / "m.onnx"
-    export(path, network, voters, groupings, 2, thresholds, {"hours": 1.5})
+    export(path, network, Players(company, groupings, voters), 2, thresholds, {"hours": 1.5})
     model = OnnxModel(str(path))
     assert differences(network, model, ridges()).max() < HALF
     assert path.stat().st_size < 2.5 * model.info.parameters + 60_000  # bytes: the weights take two each
@@ -121,6 +126,10 @@ def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
     apart = ~np.eye(len(odds), dtype=bool)
     np.testing.assert_allclose(model.grouping.affinity(pairs)[apart], odds[apart], atol=HALF)
     np.testing.assert_allclose(model.grouping.join_odds(groups), joins, atol=HALF)
+    mean, frames = rng.normal(size=(7, 2 * SMALL.embedding_dim + 1)), rng.uniform(0.5, 32, 7)
+    with torch.no_grad():
+        timbres = company(torch.from_numpy(timbre_inputs(mean, frames))).numpy()
+    np.testing.assert_allclose(model.timbre(mean, frames), timbres, atol=HALF)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -129,24 +138,24 @@ def test_export_that_differs_from_torch_is_refused_and_leaves_no_file(network, t
     left = list(found)
     monkeypatch.setattr(export_module, "differences", lambda *_: np.array([0.0, left.pop(0)]))
     with pytest.raises(ValueError, match=f"differs from torch by {found[-1]:.1e}"):
-        export(tmp_path / "m.onnx", network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {})
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("layer", ["pair.0.weight", "join.0.weight"])
+@pytest.mark.parametrize("layer", ["grouping.0.pair.0.weight", "grouping.0.join.0.weight", "timbre.0.weight"])
 def test_weights_of_another_shape_are_refused_when_the_file_is_read(network, tmp_path, monkeypatch, layer):
-    whole = GroupingNetwork().weights()
-    grouping = GroupingNetwork()
-    monkeypatch.setattr(grouping, "weights", lambda: whole | {layer: whole[layer][:, :5]})
+    players = untrained(SMALL.embedding_dim)
+    whole = players.weights()
+    monkeypatch.setattr(Players, "weights", lambda self: whole | {layer: whole[layer][:, :5]})
     with pytest.raises(UserError, match="does not fit its metadata"):
-        export(tmp_path / "m.onnx", network, [PointerNetwork()], [grouping], 1, (Thresholds(),) * 5, {})
+        export(tmp_path / "m.onnx", network, players, 1, (Thresholds(),) * 5, {})
 
 
 def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
     torch.manual_seed(0)
     network = LiveNetwork(SIZES["tiny"]).eval()
     path = tmp_path / "m.onnx"
-    export(path, network, [], [], 1, (Thresholds(),) * 5, {})
+    export(path, network, None, 1, (Thresholds(),) * 5, {})
     model = OnnxModel(str(path))
     assert model.info.parameters <= 20_000 and model.info.voices == 1 and path.stat().st_size < 200_000
     heard = model.process(np.zeros(N_LIVE_BINS, np.float32))
@@ -156,7 +165,7 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
 
 def test_the_convolutions_are_quantised_by_the_music_they_are_shown(network, tmp_path):
     levels = StreamingCqt(AnalysisConfig()).process(make_tune(6.0))
-    parts = network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {}
+    parts = network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {}
     whole, small = tmp_path / "whole.onnx", tmp_path / "small.onnx"
     export(whole, *parts)
     export(small, *parts, levels)
@@ -184,7 +193,7 @@ def test_two_phases_agree_on_the_mean_of_what_they_say_of_one_label():
 
 def test_the_engine_s_phases_are_those_that_training_hears(network, tmp_path):
     path, sound = tmp_path / "m.onnx", make_tune(2.0)
-    export(path, network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {})
+    export(path, network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {})
     model = OnnxModel(str(path))
     (heard,) = hear(network, FrontEnd(), [Mixture(sound, np.zeros((0, 4)))], torch.device("cpu"))
     live = [model.process(frame) for frame in StreamingCqt(AnalysisConfig(), model.steps).process(sound)]
@@ -196,7 +205,7 @@ def test_the_engine_s_phases_are_those_that_training_hears(network, tmp_path):
 
 def test_model_reset_equals_a_new_model(network, tmp_path):
     path = tmp_path / "m.onnx"
-    export(path, network, [PointerNetwork()], [GroupingNetwork()], 1, (Thresholds(),) * 5, {})
+    export(path, network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {})
     model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, N_LIVE_BINS)).astype(np.float32)
     first = [model.process(frame).mix for frame in frames]
     model.reset()

@@ -7,7 +7,7 @@ import soundfile
 
 from realtime_mpe.analysis import SAMPLERATE
 from realtime_mpe.errors import UserError
-from realtime_mpe.training import samples, scores, soundfont, stems
+from realtime_mpe.training import casting, samples, scores, soundfont, stems
 from realtime_mpe.training.scores import Part, Score
 from realtime_mpe.training.synth import SynthInstrument
 
@@ -272,6 +272,42 @@ def test_twins_are_two_parts_on_one_instrument_in_every_take(tmp_path, band):
         by_part = [set(arrays["instrument"][arrays["part"] == part].tolist()) for part in np.unique(arrays["part"])]
         shared = [a & b for k, a in enumerate(by_part) for b in by_part[k + 1 :]]
         assert any(shared), by_part
+
+
+class Player:
+    """A synthesizer that takes itself for an instrument of the orchestra."""
+
+    def __init__(self, name, seed, low=40, high=80):
+        self.synth = SynthInstrument(seed)
+        self.name, self.low, self.high, self.polyphonic = name, low, high, True
+
+    def render(self, notes, n_samples, rng):
+        return self.synth.render(notes, n_samples, rng)
+
+
+def test_chamber_music_is_lines_on_instruments_of_one_family(tmp_path, monkeypatch):
+    monkeypatch.setattr(stems, "COMPOSED_SHARE", 0.0)
+    monkeypatch.setattr(casting, "CHAMBER_SHARES", {"strings": 0.5, "brass": 0.5})
+    names = ["a:violin", "b:40", "a:cello", "a:trumpet", "b:57", "b:0", "a:guitar"]
+    chords = piece(3)
+    for part in chords.parts:
+        above = part.notes.copy()
+        above[:, 2] += 4
+        part.notes = scores.as_notes([tuple(n) for n in np.concatenate([part.notes, above])])
+    stems.render(tmp_path, [chords], [Player(n, k) for k, n in enumerate(names)], 8, seconds=8.0, chamber=True)
+    seen = set()
+    for data in read(tmp_path).values():
+        cast = set(data["instrument"].tolist())
+        seen |= cast
+        assert cast <= {"a:violin", "b:40", "a:cello"} or cast <= {"a:trumpet", "b:57"}
+        for stem in range(len(data["instrument"])):
+            assert not scores.is_polyphonic(data["notes"][data["notes"][:, 0] == stem][:, 1:])
+    assert seen == {"a:violin", "b:40", "a:cello", "a:trumpet", "b:57"}
+
+
+def test_chamber_music_needs_an_orchestra(tmp_path, band):
+    with pytest.raises(UserError, match="instruments"):
+        stems.render(tmp_path, [piece(2)], band, 1, seconds=4.0, chamber=True)
 
 
 def test_workers_make_the_same_files_as_one_process(tmp_path, band):

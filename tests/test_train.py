@@ -1,13 +1,14 @@
 """`rt-mpe train` from nothing but what pip installed: it makes a model that plays, resumes, and repeats itself."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from realtime_mpe.model import OnnxModel
-from realtime_mpe.training import calibrate, casting, fit, grouping, pointer, rendering, stems, train
+from realtime_mpe.training import calibrate, casting, company, fit, grouping, pointer, rendering, stems, train
 from realtime_mpe.training.network import NetworkConfig
 from realtime_mpe.training.synth import SynthInstrument
 
@@ -26,6 +27,7 @@ def small(monkeypatch):
     monkeypatch.setattr(fit, "VALIDATION_MIXTURES", 2)
     monkeypatch.setattr(fit, "VALIDATION_FRAMES", 256)
     monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.02, 0.5), "off": (0.01,), "onset": (0.5,), "repeat": (0.5,)})
+    monkeypatch.setattr(company, "STEPS", 40)
     monkeypatch.setattr(grouping, "FEWEST_STEPS", 50)
     monkeypatch.setattr(pointer, "FOLLOW_TRUTH", (1.0, 0.5))
     monkeypatch.setattr(pointer, "EPOCHS", 2)
@@ -38,6 +40,7 @@ def test_training_from_nothing_makes_a_model_that_plays(rt_mpe, small, tmp_path,
     info = OnnxModel(str(run / "model.onnx")).info
     assert info.training["hours_heard"] >= 0.004
     assert "--segments 3" in info.training["command"]
+    assert not (run / "stems" / "chamber").exists()  # no synthesizer plays in an orchestra
     assert rt_mpe("transcribe", tune_wav, "-o", tmp_path / "a.mid", "--model", run / "model.onnx").code == 0
 
     # A second run with more hours goes on from the checkpoint and renders nothing again.
@@ -133,9 +136,30 @@ def test_an_ensemble_is_of_one_family():
     assert casting.draw_family(["synth:pad-3"], np.random.default_rng(0)) == [0]
 
 
+@pytest.mark.parametrize("family", ["strings", "orchestra"])
+@pytest.mark.parametrize("seed", range(20))
+def test_in_chamber_music_every_part_has_an_instrument_that_reaches_it(seed, family, monkeypatch):
+    monkeypatch.setattr(casting, "CHAMBER_SHARES", {family: 1.0})
+    reaches = {"violin": (55, 94), "viola": (48, 84), "cello": (36, 72), "flute": (60, 94), "tuba": (26, 60)}
+    orchestra = [
+        SimpleNamespace(name=f"{source}:{kind}", low=low, high=high)
+        for source in "ab"
+        for kind, (low, high) in reaches.items()
+    ]
+    rng = np.random.default_rng(seed)
+    parts = [np.array([(k, k + 1.0, middle + k, 80) for k in range(5)]) for middle in (80, 62, 40)]
+    cast = casting.cast_chamber(orchestra, parts, rng)
+    for players in cast:
+        assert [p.name[0] for p in players] == ["a", "b"] and len({p.name[2:] for p in players}) == 1
+    if family == "strings":
+        assert {p[0].name[2:] for p in cast} <= {"violin", "viola", "cello"}
+        assert casting.out_of_reach(cast[0][0], parts[0][:, 2]) <= casting.SLACK
+    assert casting.cast_chamber([SimpleNamespace(name="a:pad-3", low=30, high=90)], parts, rng) == [[], [], []]
+
+
 def test_exporting_a_run_of_an_earlier_version_says_how_to_mend_it(rt_mpe, tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"size": "live"}))
     torch.save({"average": {}}, tmp_path / "checkpoint.pt")
-    torch.save(pointer.PointerNetwork().state_dict(), tmp_path / "pointer.pt")
+    torch.save(pointer.PointerNetwork().state_dict(), tmp_path / "players.pt")
     ended = rt_mpe("export", tmp_path, "-o", tmp_path / "m.onnx")
     assert ended.code == 2 and len(ended.err) == 1 and "earlier version" in ended.err[0]

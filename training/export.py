@@ -1,12 +1,12 @@
 """Model files: a network as ONNX, checked against torch, with all that the runtime must know in its metadata.
 
-A live model is the network for one hop, with its states as named inputs and outputs, and the pointer's voters; a
+A live model is the network for one hop, with its states as named inputs and outputs, and what tells players apart; a
 window model is a slot network for one window.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from realtime_mpe.analysis import N_BINS, PAPER, AnalysisConfig
-from realtime_mpe.model import GROUPING_PREFIX, POINTER_PREFIX, STATE_PREFIX, ModelInfo, OnnxModel
+from realtime_mpe.model import STATE_PREFIX, ModelInfo, OnnxModel
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.window_model import DEFAULT_LOOKAHEAD, DEFAULT_STRIDE, WindowInfo
 
-from .grouping import GroupingNetwork
 from .network import LiveNetwork
-from .pointer import PointerNetwork
+from .players import Players
 from .predict import TIMBRE_FORMAT
 from .quantise import quantised
 from .slots import TIMBRE_FRAMES, WINDOW, SlotNetwork, TimbreEncoder, harmonic_input
@@ -80,14 +79,13 @@ def parameter_count(network: LiveNetwork, weights: Mapping[str, np.ndarray]) -> 
 def export(
     path: Path,
     network: LiveNetwork,
-    voters: Sequence[PointerNetwork],
-    groupings: Sequence[GroupingNetwork],
+    players: Players | None,
     lookahead: int,
     thresholds: tuple[Thresholds, ...],
     training: dict,
     levels: np.ndarray | None = None,
 ) -> None:
-    """Write ``path``; without voters and groupings it tells no players apart.
+    """Write ``path``; without ``players`` it tells none apart.
 
     levels : (N, n_bins) frames of music, by which the convolutions are quantised; without them they stay as they are.
     All other weights lie in the file in half precision, and are computed with in single. ValueError, and no file, if
@@ -96,12 +94,7 @@ def export(
     """
     from onnx import helper, numpy_helper
 
-    weights = {
-        f"{prefix}{number}.{name}": weight
-        for prefix, networks in ((POINTER_PREFIX, voters), (GROUPING_PREFIX, groupings))
-        for number, one in enumerate(networks)
-        for name, weight in one.weights().items()
-    }
+    weights = players.weights() if players else {}
     network = plain(network)
     frame = torch.zeros(1, 1, AnalysisConfig().n_bins)
     states = network.initial_states(1, frame)
@@ -110,7 +103,7 @@ def export(
         name=path.stem,
         analysis=AnalysisConfig(),
         lookahead=lookahead,
-        voices=network.config.max_voices if voters else 1,
+        voices=network.config.max_voices if players else 1,
         thresholds=thresholds,
         parameters=parameter_count(network, weights),
         training=training,

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from realtime_mpe.affinity import PAIR_FEATURES, Affinity, Notes, pair_features
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES, JOIN_PREFIX, PAIR_PREFIX, Grouping, Groups, linked
+from realtime_mpe.timbre import Timbre, alone
 
-from .pointer import Performance, StudiedMemory, perceptron, study
+from .pointer import Performance, TrueMemory, perceptron, study
 
 HIDDEN_PAIR, HIDDEN_JOIN = 48, 64
 LOOKS = 0.06  # share of the hops in which notes begin, after which a memory is looked into
@@ -98,11 +99,11 @@ class GroupingNetwork(nn.Module):
         return {f"{prefix}{name}": weight for prefix, part in parts for name, weight in part.weights().items()}
 
 
-class WatchedMemory(StudiedMemory):
-    """Follows the truth, and is looked into at random moments."""
+class WatchedMemory(TrueMemory):
+    """Is looked into at random moments."""
 
-    def __init__(self, max_voices: int, seed: int, steps: int):
-        super().__init__(lambda features, new: np.zeros(len(features) + 1), max_voices, None, 1.0, steps)
+    def __init__(self, max_voices: int, seed: int, steps: int, timbre: Timbre = alone):
+        super().__init__(max_voices, steps, timbre)
         self._moments = np.random.default_rng(seed)
         self._looked = 0  # turn
         self.looks: list[Look] = []
@@ -117,17 +118,21 @@ class WatchedMemory(StudiedMemory):
     def look(self, begun: int = 0) -> None:
         if self._n >= 2:
             notes = self.notes()
-            kept = Notes(notes.unit.astype(np.float32), *(column.copy() for column in notes[1:]))
+            kept = Notes(*(column.astype(np.float32) for column in notes[:2]), *(column.copy() for column in notes[2:]))
             self.looks.append(Look(kept, self._now - 1 / self._steps, begun, self.owners()))
 
 
 def fit_grouping(
-    train: Sequence[Performance], max_voices: int, seed: int = 0, say: Callable[[str], None] = print
+    train: Sequence[Performance],
+    max_voices: int,
+    timbre: Timbre = alone,
+    seed: int = 0,
+    say: Callable[[str], None] = print,
 ) -> GroupingNetwork:
     """UserError if no two notes are heard whose players are known."""
     watched = []
     for number, performance in enumerate(train):
-        watched.append(study(performance, WatchedMemory(max_voices, seed + number, performance.steps)))
+        watched.append(study(performance, WatchedMemory(max_voices, seed + number, performance.steps, timbre)))
         watched[-1].look()  # at least once
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)

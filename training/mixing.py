@@ -66,10 +66,16 @@ class Batch:
 
 
 def remix(
-    cache: StemCache, index: int, seconds: float, rng: np.random.Generator, augment: bool = True, few: bool = False
+    cache: StemCache,
+    index: int,
+    seconds: float,
+    rng: np.random.Generator,
+    augment: bool = True,
+    few: bool = False,
+    chamber: bool = False,
 ) -> Mixture:
     """A mixture from segment ``index``; see `mix`."""
-    return mix(cache.load(index), seconds, rng, lambda: stranger(cache, rng), augment, few)
+    return mix(cache.load(index), seconds, rng, lambda: stranger(cache, rng), augment, few, chamber)
 
 
 def mix(
@@ -79,11 +85,13 @@ def mix(
     stranger: Callable[[], tuple[Segment, int]],
     augment: bool = True,
     few: bool = False,
+    chamber: bool = False,
 ) -> Mixture:
     """A mixture of ``seconds`` from anywhere in a segment; ``stranger`` draws a stem of another piece.
 
     With ``augment`` false one take a part is drawn and summed, and that is all. few : a solo, duo or trio, each as
-    likely, without guests. A segment without isolated stems is heard as it was recorded.
+    likely, without guests. chamber : nobody from other pieces, no drums, and every player's own timbre, so that two of
+    one instrument may be as alike as in life. A segment without isolated stems is heard as it was recorded.
     """
     n = int(round(seconds * SAMPLERATE))
     start = int(rng.integers(0, max(1, segment.audio.shape[1] - n)))
@@ -97,11 +105,11 @@ def mix(
     elif augment:
         chosen = chosen[: int(rng.integers(1, min(FEW, len(chosen)) + 1)) if few else draw_count(len(chosen), rng)]
         for k in range(len(chosen)):
-            if rng.random() < STRANGER_PROBABILITY:
+            if not chamber and rng.random() < STRANGER_PROBABILITY:
                 chosen[k] = stranger()
-        while not few and len(chosen) < MAX_STEMS and rng.random() < GUEST_PROBABILITY:
+        while not (few or chamber) and len(chosen) < MAX_STEMS and rng.random() < GUEST_PROBABILITY:
             chosen.append(stranger())
-        if rng.random() < DISTRACTOR_PROBABILITY and (segment.part < 0).any():
+        if not chamber and rng.random() < DISTRACTOR_PROBABILITY and (segment.part < 0).any():
             chosen.append((segment, int(rng.choice(np.flatnonzero(segment.part < 0)))))
     notes = []
     for k, (source, stem) in enumerate(chosen):
@@ -110,7 +118,7 @@ def mix(
         if augment:
             gain = gains(own[:, 1] - start / SAMPLERATE, own[:, 2] - start / SAMPLERATE, len(piece), rng)
             piece = piece * np.interp(np.arange(len(piece)), np.arange(len(gain)) * EXPRESSION_STEP, gain)
-            if rng.random() < COLOUR_PROBABILITY:
+            if not chamber and rng.random() < COLOUR_PROBABILITY:
                 piece = colour(piece, rng)
         audio[: len(piece)] += piece
         notes.append(np.stack([np.full(len(own), k), own[:, 1], own[:, 2], own[:, 3]], 1))

@@ -10,6 +10,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import Grouping
 from realtime_mpe.notes import NoteEvent, NoteTracker, Thresholds
+from realtime_mpe.timbre import Timbre, alone
 from realtime_mpe.voices import (
     HISTORY_FRAMES,
     NEW_FEATURES,
@@ -136,40 +138,30 @@ class Decisions:
     target: Tensor
 
 
-class StudiedMemory(VoiceMemory):
-    """A voice memory that knows the true players, notes every decision, and can be made to follow the truth."""
+class WitnessedMemory(VoiceMemory):
+    """A voice memory that knows the true players."""
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        max_voices: int,
-        grouping: Grouping | None = None,
-        follow_truth: float = 0.0,
-        steps: int = 1,
-    ):
-        super().__init__(scorer, max_voices, grouping, steps)
-        self.follow_truth = follow_truth  # share of the decisions, 0..1
-        self._rng = np.random.default_rng(0)
+    def reset(self) -> None:
+        super().reset()
         self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this step, by pitch
-        self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
         self.given: list[tuple[frozenset[int], int]] = []  # players and voice of every note, by turn
 
     def _give(self, note: NewNote, choice: int, frame: float) -> int:
-        players = self.players[note.pitch]
-        if players:
-            features, new = self.features(note, frame)
-            right = sorted({self._home(player) for player in players})
-            self.decisions.append((features, new, right))
-            possible = right[0] < len(features) or len(self._sounding_voices()) < self.max_voices
-            if possible and self._rng.random() < self.follow_truth:
-                choice = right[0]
         voice = super()._give(note, choice, frame)
-        self.given.append((players, voice))
+        self.given.append((self.players[note.pitch], voice))
         return voice
 
     def owners(self) -> list[frozenset[int]]:
         """The true players of each remembered note."""
         return [self.given[turn - 1][0] for turn in self._turn[: self._n]]
+
+    def right(self, note: NewNote) -> list[int]:
+        """Which of `voices` may get a note, or the one beyond them; none if nobody plays it."""
+        return sorted({self._home(player) for player in self.players[note.pitch]})
+
+    def possible(self, choice: int) -> bool:
+        """Whether there is room for it."""
+        return choice < len(self.voices()) or len(self._sounding_voices()) < self.max_voices
 
     def _home(self, player: int) -> int:
         """Which of `voices` has most of this player's remembered notes, among those that are mostly this player's; one
@@ -186,7 +178,49 @@ class StudiedMemory(VoiceMemory):
         return -max(homes)[1] if homes else len(present)
 
 
-def study(performance: Performance, memory: StudiedMemory) -> StudiedMemory:
+Witnessed = TypeVar("Witnessed", bound=WitnessedMemory)
+
+
+class TrueMemory(WitnessedMemory):
+    """Every note where it belongs, and the first voice for notes of nobody's."""
+
+    def __init__(self, max_voices: int, steps: int, timbre: Timbre = alone):
+        super().__init__(lambda features, new: np.zeros(len(features) + 1), max_voices, None, steps, timbre)
+
+    def _probabilities(self, note: NewNote, frame: float) -> np.ndarray:
+        probabilities = np.zeros(len(self.voices()) + 1)
+        right = self.right(note)
+        probabilities[right[0] if right and self.possible(right[0]) else 0] = 1.0
+        return probabilities
+
+
+class StudiedMemory(WitnessedMemory):
+    """Notes every decision, and can be made to follow the truth in a share of them."""
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        max_voices: int,
+        grouping: Grouping | None = None,
+        follow_truth: float = 0.0,
+        steps: int = 1,
+        timbre: Timbre = alone,
+    ):
+        super().__init__(scorer, max_voices, grouping, steps, timbre)
+        self.follow_truth = follow_truth  # 0..1
+        self._rng = np.random.default_rng(0)
+        self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
+
+    def _give(self, note: NewNote, choice: int, frame: float) -> int:
+        right = self.right(note)
+        if right:
+            self.decisions.append((*self.features(note, frame), right))
+            if self.possible(right[0]) and self._rng.random() < self.follow_truth:
+                choice = right[0]
+        return super()._give(note, choice, frame)
+
+
+def study(performance: Performance, memory: Witnessed) -> Witnessed:
     """Run a voice memory over one performance; returns it."""
     embeddings, steps = performance.embeddings(), performance.steps
     for step, events in enumerate(performance.events):
@@ -215,7 +249,7 @@ def padded(decisions: Sequence[tuple[np.ndarray, np.ndarray, list[int]]], max_vo
     return Decisions(*(torch.from_numpy(a) for a in (features, new, present, target)))
 
 
-def home_share(memories: Sequence[StudiedMemory]) -> float:
+def home_share(memories: Sequence[WitnessedMemory]) -> float:
     """Share of the truly played notes that lie in their player's own voice, players and voices matched one to one."""
     at_home = total = 0
     for memory in memories:
@@ -230,7 +264,7 @@ def home_share(memories: Sequence[StudiedMemory]) -> float:
     return at_home / max(total, 1)
 
 
-def count_error(memories: Sequence[StudiedMemory]) -> float:
+def count_error(memories: Sequence[WitnessedMemory]) -> float:
     """Mean of voices with at least 5 % of the notes, less the players heard."""
     errors = []
     for memory in memories:
@@ -245,6 +279,7 @@ def fit_pointer(
     validation: Sequence[Performance],
     max_voices: int,
     grouping: Grouping | None = None,
+    timbre: Timbre = alone,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> list[PointerNetwork]:
@@ -257,7 +292,7 @@ def fit_pointer(
         pointer = as_pointer(networks)
         for performance in train:
             follow = FOLLOW_TRUTH[round_number]
-            memory = StudiedMemory(pointer, max_voices, grouping, follow, performance.steps)
+            memory = StudiedMemory(pointer, max_voices, grouping, follow, performance.steps, timbre)
             gathered += study(performance, memory).decisions
         if not gathered:
             raise UserError("the network detects no notes yet, so no voices can be learnt; train it for more --hours")
@@ -266,7 +301,7 @@ def fit_pointer(
             learn(network, data)
         pointer = as_pointer(networks)
         memories = [
-            study(performance, StudiedMemory(pointer, max_voices, grouping, steps=performance.steps))
+            study(performance, StudiedMemory(pointer, max_voices, grouping, 0.0, performance.steps, timbre))
             for performance in validation
         ]
         share = home_share(memories)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .casting import soloists
 from .samples import load_samples
 from .scores import load_scores
 from .shards import SEGMENTS_A_SHARD, cache_segments, write_shards
@@ -24,7 +25,7 @@ TWINS = 0.4  # of what the voice memory learns from: two of one instrument are t
 FEWEST_SHARDS = 4  # of a set, so that as many processes can share it
 FEWEST_SEGMENTS = 8  # of a validation set that still says something
 SHARES = {"samples": 0.45, "soundfont": 0.4, "synth": 0.15}  # of the stems: real notes teach most, synths widen
-SETS = ("validation", "memory", "train")  # in the order of their seeds
+SETS = ("validation", "memory", "train", "chamber")  # in the order of their seeds
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ def render_sets(
     cluster: str | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, StemCache]:
-    """Stems in ``out/<set>``: for networks, for the voice memory (heard by no network), and held out."""
+    """Stems in ``out/<set>``: held out, for the voice memory (heard by no network), for networks, and chamber music for
+    the voice memory, which is left out where no instrument of the orchestra is among the sounds."""
     train_instruments, held_instruments = instruments(sounds)
     scores = [score for folder in sounds.scores for score in load_scores(folder)] or None
     train_scores = held_scores = None
@@ -83,10 +85,13 @@ def render_sets(
         "validation": (held_scores, held_instruments, max(segments // 16, FEWEST_SEGMENTS)),
         "memory": (train_scores, train_instruments, max(segments // 8, FEWEST_SEGMENTS)),
         "train": (train_scores, train_instruments, segments),
+        "chamber": (train_scores, train_instruments, max(segments // 16, FEWEST_SEGMENTS)),
     }
     caches = {}
     for name in sets:
         some_scores, some_instruments, count = plan[name]
+        if name == "chamber" and not soloists(list(some_instruments), "orchestra"):
+            continue
         render(
             out / name,
             some_scores,
@@ -97,6 +102,7 @@ def render_sets(
             progress=lambda done, total, name=name: say(f"stems for {name}: {done} of {total}"),
             seconds=SEGMENT_SECONDS,
             twins=TWINS if name == "memory" else 0.0,
+            chamber=name == "chamber",
             seed=seed + 1000 * SETS.index(name),
             workers=workers,
             cluster=cluster,

@@ -33,11 +33,15 @@ import numpy as np
 from realtime_mpe.analysis import FIRST_MIDI, N_PITCHES, SAMPLERATE
 from realtime_mpe.errors import UserError
 
-from .casting import draw_family
+from .casting import cast_chamber, draw_family, out_of_reach
 from .compose import compose
 from .effects import Room, apply_effects
 from .scores import Part, Score, as_notes, cut, cut_repeats, humanise, is_polyphonic, segment, split_voices
 
+Stem = tuple[int, str, np.ndarray, np.ndarray]
+"""(part, instrument name, audio (n,) float32, notes (N, 4)), at least one note."""
+
+LINES = ["top", "bottom"]
 LEVEL_DB = -23.0  # dB re full scale, RMS while sounding
 PEAK = 0.98
 MAX_PARTS = 6
@@ -49,6 +53,7 @@ SHIFT_PROBABILITY = 0.35  # a part moved by an octave: registers must not tell p
 SAME_INSTRUMENT_PROBABILITY = 0.15  # two parts on one instrument: timbre must not be all there is
 ENSEMBLE_PROBABILITY = 0.35  # of a cast as in life, see `casting`: no part is moved, and two are alike more often
 SAME_IN_ENSEMBLE_PROBABILITY = 0.4
+SAME_SOUND_PROBABILITY = 0.4  # of two players of one kind in chamber music: else their instruments differ
 LINE_PROBABILITY = 0.35  # a chordal part reduced to one line, for the instruments that play one
 EFFECTS_PROBABILITY = 0.4
 ROOM_PROBABILITY = 0.7
@@ -172,6 +177,7 @@ class Job:
     seed: int
     register_shift: bool
     twins: float
+    chamber: bool
 
 
 def render(
@@ -186,6 +192,7 @@ def render(
     workers: int = 1,
     register_shift: bool = True,
     twins: float = 0.0,
+    chamber: bool = False,
     weights: Sequence[float] | None = None,
     drums: Drums | None = None,
     cluster: str | None = None,
@@ -195,6 +202,7 @@ def render(
 
     scores : None for composed ones only.  takes : instruments that play each part.
     twins : share of the segments, 0..1, whose cast is an ensemble as in life with two players of one instrument.
+    chamber : every part is a single line on an instrument of the orchestra, as it sounds in one room.
     weights : how often each instrument is drawn, above 0; None: every sound source (what is before ":" in the names)
     as often as the others, for a bank of a hundred presets must not drown thirteen recorded instruments.
     drums : plays the percussion of scores that have some, as one more stem without notes.
@@ -219,7 +227,9 @@ def render(
         raise UserError("none of the scores has two parts: give other scores, or none to use composed ones")
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    job = Job(folder, usable, list(instruments), list(weights), drums, seconds, takes, seed, register_shift, twins)
+    job = Job(
+        folder, usable, list(instruments), list(weights), drums, seconds, takes, seed, register_shift, twins, chamber
+    )
     missing = [i for i in range(n_segments) if not segment_path(folder, i).exists()]
     done = n_segments - len(missing)
     with contextlib.ExitStack() as stack:
@@ -315,7 +325,7 @@ def make_segment(job: Job, index: int) -> dict[str, np.ndarray]:
     n_samples = int(round(job.seconds * SAMPLERATE))
     for _ in range(MAX_DRAWS):  # an excerpt may leave too little within the instruments' ranges: then draw another
         score = _choose_excerpt(job, rng)
-        stems = _render_parts(job, score, n_samples, rng)
+        stems = (_render_chamber if job.chamber else _render_parts)(job, score, n_samples, rng)
         if len({part for part, *_ in stems}) >= 2:
             break
     else:
@@ -355,13 +365,11 @@ def _choose_excerpt(job: Job, rng: np.random.Generator) -> Score:
     return Score(excerpt.name, parts, excerpt.drums)
 
 
-def _render_parts(
-    job: Job, score: Score, n_samples: int, rng: np.random.Generator
-) -> list[tuple[int, str, np.ndarray, np.ndarray]]:
-    """(part, instrument name, audio (n,) float32, notes (N, 4)) for every stem that has notes."""
+def _render_parts(job: Job, score: Score, n_samples: int, rng: np.random.Generator) -> list[Stem]:
+    """Every part by an instrument of any kind, every take."""
     chords = [is_polyphonic(p.notes) for p in score.parts]
     reduced = [c and rng.random() < LINE_PROBABILITY for c in chords]
-    lines = [str(rng.choice(["top", "bottom"])) for _ in score.parts]
+    lines = [str(rng.choice(LINES)) for _ in score.parts]
     shifts = [0] * len(score.parts)
     alike = SAME_INSTRUMENT_PROBABILITY
     with_twins = job.twins > 0 and rng.random() < job.twins
@@ -375,7 +383,7 @@ def _render_parts(
     if len(score.parts) >= 2 and rng.random() < alike:
         twins = set(rng.choice(len(score.parts), 2, replace=False).tolist())
     room = Room(rng) if rng.random() < ROOM_PROBABILITY else None
-    stems = []
+    stems: list[Stem] = []
     for _take in range(job.takes):
         used: set[str] = set()
         twin_instrument: Instrument | None = None
@@ -391,17 +399,58 @@ def _render_parts(
             notes = part.notes
             if chords[number] and (reduced[number] or not instrument.polyphonic):
                 notes = split_voices(notes, lines[number])
-            notes = _into_range(notes, instrument, shifts[number])
-            notes = cut_repeats(_inside(humanise(notes, rng), job.seconds))
-            audio, sounded = instrument.render(notes, n_samples, rng)
-            if not len(sounded):
+            effects = EFFECTS_PROBABILITY
+            stems += _play(number, instrument, notes, shifts[number], room, effects, job.seconds, n_samples, rng)
+    return stems
+
+
+def _render_chamber(job: Job, score: Score, n_samples: int, rng: np.random.Generator) -> list[Stem]:
+    """As `_render_parts`; nothing if there are no soloists among the instruments."""
+    lines = [
+        split_voices(part.notes, str(rng.choice(LINES))) if is_polyphonic(part.notes) else part.notes
+        for part in score.parts
+    ]
+    cast = cast_chamber(job.instruments, lines, rng)
+    room = Room(rng) if rng.random() < ROOM_PROBABILITY else None
+    stems: list[Stem] = []
+    for _take in range(job.takes):
+        seated: list[Instrument] = []
+        for number, (notes, able) in enumerate(zip(lines, cast, strict=True)):
+            if not able:
                 continue
-            if rng.random() < EFFECTS_PROBABILITY:
-                audio = apply_effects(audio, rng)
-            if room is not None:
-                audio = _seat(room, rng)(audio)
-            stems.append((number, instrument.name, at_level(audio[:n_samples], sounded), _labels(sounded, job.seconds)))
-    return [stem for stem in stems if len(stem[3])]
+            alike = [i for i in seated if i in able]
+            others = [i for i in able if i not in alike]
+            if alike and (not others or rng.random() < SAME_SOUND_PROBABILITY):
+                instrument = alike[-1]
+            else:
+                instrument = others[int(rng.integers(len(others)))]
+            seated.append(instrument)
+            stems += _play(number, instrument, notes, 0, room, 0.0, job.seconds, n_samples, rng)
+    return stems
+
+
+def _play(
+    number: int,
+    instrument: Instrument,
+    notes: np.ndarray,
+    shift: int,
+    room: Room | None,
+    effects: float,
+    seconds: float,
+    n_samples: int,
+    rng: np.random.Generator,
+) -> list[Stem]:
+    """The stem of one part, or nothing if the instrument plays nothing of it. effects : their probability."""
+    notes = cut_repeats(_inside(humanise(_into_range(notes, instrument, shift), rng), seconds))
+    audio, sounded = instrument.render(notes, n_samples, rng)
+    if not len(sounded):
+        return []
+    if rng.random() < effects:
+        audio = apply_effects(audio, rng)
+    if room is not None:
+        audio = _seat(room, rng)(audio)
+    labels = _labels(sounded, seconds)
+    return [(number, instrument.name, at_level(audio[:n_samples], sounded), labels)] if len(labels) else []
 
 
 def _choose_instrument(
@@ -409,14 +458,13 @@ def _choose_instrument(
 ) -> Instrument:
     """One that plays chords if `polyphonic`, is not `taken` and reaches most of the part, as far as there is one."""
     pitches = np.clip(notes[:, 2] + shift, FIRST_MIDI, LAST_MIDI)
-    low, high = np.percentile(pitches, [10, 90])
     pool = [k for k, i in enumerate(job.instruments) if i.name not in taken] or list(range(len(job.instruments)))
     if polyphonic:
         pool = [k for k in pool if job.instruments[k].polyphonic] or pool
     weights = np.array([job.weights[k] for k in pool])
     # Of three draws the one that fits best: keeps basses off the treble without excluding any instrument.
     picks = [job.instruments[int(k)] for k in rng.choice(pool, 3, p=weights / weights.sum())]
-    return min(picks, key=lambda i: max(i.low - low, 0) + max(high - i.high, 0))
+    return min(picks, key=lambda i: out_of_reach(i, pitches))
 
 
 def _into_range(notes: np.ndarray, instrument: Instrument, shift: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """``rt-mpe train``: from scores and sounds to a model file.
 
-    stems -> network -> thresholds -> grouping -> pointer -> ONNX file
+    stems -> network -> thresholds -> players -> ONNX file
 
 Stems and network resume where they stopped; what follows takes minutes and is done anew.
 
@@ -27,11 +27,10 @@ from .calibrate import calibrate, hear
 from .export import export
 from .fit import CHECKPOINT_FILE, FitConfig, fit
 from .frontend import FrontEnd
-from .grouping import GroupingNetwork, as_grouping, fit_grouping
-from .likeness import liken
 from .mixing import Mixture, remix
 from .network import LiveNetwork, NetworkConfig
-from .pointer import Performance, PointerNetwork, fit_pointer, perform
+from .players import Players, fit_players
+from .pointer import Performance, perform
 from .recipe import load_recipe
 from .stems import StemCache
 
@@ -48,7 +47,7 @@ CALIBRATION_MIXTURES = 24
 FEWEST_PERFORMANCES = 10  # of a validation set that still says something
 QUANTISED_FROM = 48  # channels; narrower networks are no faster for it
 LEVELS_MIXTURES, LEVELS_FRAMES = 8, 128  # of music, each, that show what range every activation has
-RUN_FILE, POINTER_FILE, GROUPING_FILE, LEVELS_FILE = "run.json", "pointer.pt", "grouping.pt", "levels.npy"
+RUN_FILE, PLAYERS_FILE, LEVELS_FILE = "run.json", "players.pt", "levels.npy"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("for the live model").add_argument
     add("--size", choices=SIZES, default="small", help="of the network (default: %(default)s)")
     add("--hours", type=float, default=2.0, help="of mixtures to learn from (default: %(default)s)")
-    add("--performances", type=int, default=100, help="mixtures for the voice memory (default: %(default)s)")
+    add(
+        "--performances",
+        type=int,
+        default=100,
+        help="mixtures for the voice memory, beside half as many of chamber music (default: %(default)s)",
+    )
     train_recipe.add_arguments(parser)
 
 
@@ -90,12 +94,12 @@ def run(args: argparse.Namespace) -> int:
         rate = LEARNING_RATES.get(args.size, FitConfig.learning_rate)
         config = FitConfig(args.hours, learning_rate=rate, seed=args.seed).for_device(device)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
-        voters, groupings, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
+        players, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from {out}", file=sys.stderr)
         return 130
-    torch.save([voter.state_dict() for voter in voters], out / POINTER_FILE)
-    torch.save([grouping.state_dict() for grouping in groupings], out / GROUPING_FILE)
+    if players:
+        players.save(out / PLAYERS_FILE)
     np.save(out / LEVELS_FILE, music(caches["validation"], args.seed).astype(np.float16))
     record = {
         "command": command(args),
@@ -127,25 +131,29 @@ def command(args: argparse.Namespace) -> str:
 
 def fit_voices(
     network: LiveNetwork, caches: dict[str, StemCache], performances: int, seed: int, device: torch.device
-) -> tuple[list[PointerNetwork], list[GroupingNetwork], tuple[Thresholds, ...]]:
-    """What follows the network and depends on it: thresholds on held-out mixtures; if it tells players apart, two
-    groupings, one by players as they are and one by players more alike; and the pointer's voters.
-    """
+) -> tuple[Players | None, tuple[Thresholds, ...]]:
+    """What follows the network and depends on it: thresholds on held-out mixtures; and what tells players apart, if it
+    does."""
     network.to(device)
     front_end = FrontEnd().to(device)
     held_out = mixtures(caches["validation"], CALIBRATION_MIXTURES, seed + 2)
     thresholds = calibrate(hear(network, front_end, held_out, device))
     if not network.config.tells_players:
-        return [], [], thresholds
-    heard = [
-        hear_performances(network, front_end, caches[name], thresholds, count, seed + 3, device)
-        for name, count in (("memory", performances), ("validation", max(performances // 8, FEWEST_PERFORMANCES)))
-    ]
-    rng = np.random.default_rng(seed + 5)
-    alike = [liken(performance, rng) for performance in heard[0]]
-    groupings = [fit_grouping(learnt_from, network.config.max_voices, seed) for learnt_from in (heard[0], alike)]
-    voters = fit_pointer(*heard, network.config.max_voices, as_grouping(groupings), seed)
-    return voters, groupings, thresholds
+        return None, thresholds
+    counts = {
+        "memory": performances,
+        "chamber": performances // 2,
+        "validation": max(performances // 8, FEWEST_PERFORMANCES),
+    }
+    heard = {
+        name: hear_performances(
+            network, front_end, caches[name], name == "chamber", thresholds, count, seed + 3, device
+        )
+        for name, count in counts.items()
+        if name in caches
+    }
+    train = heard["memory"] + heard.get("chamber", [])
+    return fit_players(train, heard["validation"], network.config.max_voices, seed), thresholds
 
 
 def music(cache: StemCache, seed: int) -> np.ndarray:
@@ -161,44 +169,36 @@ def export_run(run: Path, path: Path) -> None:
         settings = json.loads((run / RUN_FILE).read_text())
         network = LiveNetwork(SIZES[settings["size"]])
         weights = torch.load(run / CHECKPOINT_FILE, map_location="cpu", weights_only=True)["average"]
-        voters = load_all(PointerNetwork, run / POINTER_FILE)
-        groupings = load_all(GroupingNetwork, run / GROUPING_FILE)
-        levels = None
+        players = levels = None
+        if network.config.tells_players:
+            players = Players.load(run / PLAYERS_FILE, network.config.embedding_dim)
         if network.config.channels >= QUANTISED_FROM:
             levels = np.load(run / LEVELS_FILE).astype(np.float32)
     except FileNotFoundError as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
-    except (TypeError, RuntimeError) as error:  # networks of other shapes, or one instead of several
-        raise UserError(
-            f"{run} is of an earlier version; rt-mpe train -o {run} makes its pointer and groupings anew"
-        ) from error
+    except (TypeError, ValueError, RuntimeError) as error:  # other networks, or of other shapes
+        raise UserError(f"{run} is of an earlier version; rt-mpe train -o {run} makes it anew") from error
     network.load_state_dict({k.removeprefix("module."): v for k, v in weights.items() if k.startswith("module.")})
     thresholds = tuple(Thresholds(**row) for row in settings["thresholds"])
-    export(path, network, voters, groupings, DEFAULT_LOOKAHEAD, thresholds, settings["record"], levels)
+    export(path, network, players, DEFAULT_LOOKAHEAD, thresholds, settings["record"], levels)
 
 
-def load_all(kind: type[torch.nn.Module], path: Path) -> list:
-    """Networks of one kind from the file of their states."""
-    networks = []
-    for state in torch.load(path, map_location="cpu", weights_only=True):
-        networks.append(kind())
-        networks[-1].load_state_dict(state)
-    return networks
-
-
-def mixtures(cache: StemCache, count: int, seed: int, few_every: int | None = None) -> Iterator[Mixture]:
+def mixtures(
+    cache: StemCache, count: int, seed: int, few_every: int | None = None, chamber: bool = False
+) -> Iterator[Mixture]:
     """Whole-segment re-mixes, the same for the same seed; every ``few_every``-th is of a few players."""
     rng = np.random.default_rng(seed)
     for k in range(count):
         few = few_every is not None and k % few_every == few_every - 1
-        yield remix(cache, k % len(cache), rendering.SEGMENT_SECONDS, rng, few=few)
+        yield remix(cache, k % len(cache), rendering.SEGMENT_SECONDS, rng, few=few, chamber=chamber)
 
 
 def hear_performances(
     network: LiveNetwork,
     front_end: FrontEnd,
     cache: StemCache,
+    chamber: bool,
     thresholds: tuple[Thresholds, ...],
     count: int,
     seed: int,
@@ -206,7 +206,7 @@ def hear_performances(
 ) -> list[Performance]:
     """What the engine would detect in ``count`` mixtures; one at a time, for the posteriors are large."""
     performances = []
-    for number, mixture in enumerate(mixtures(cache, count, seed, FEW_EVERY), 1):
+    for number, mixture in enumerate(mixtures(cache, count, seed, FEW_EVERY, chamber), 1):
         heard = hear(network, front_end, [mixture], device)[0]
         performances.append(perform(heard, thresholds[DEFAULT_LOOKAHEAD], DEFAULT_LOOKAHEAD))
         if number % 50 == 0 or number == count:

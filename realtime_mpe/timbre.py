@@ -1,0 +1,56 @@
+"""What a note sounds like, by itself and in its company.
+
+The network's embedding of a note is coloured by what sounds beside it, whose partials lie among the note's own. What
+that is, is known: the embeddings of all the other notes. A perceptron sets right what one does to the other.
+"""
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from .affinity import layers, outputs
+
+LONG = 4.0  # what the logarithm of a note's frames is divided by
+
+Timbre = Callable[[np.ndarray, np.ndarray], np.ndarray]
+"""(N, 2 D + 1), (N,) -> (N, D) embeddings of length 1, of what was `heard` of N notes on average, and for how many
+frames."""
+
+
+def heard(embedding: np.ndarray, pitches: np.ndarray) -> np.ndarray:
+    """(..., n_pitches, D) -> (..., N, 2 D + 1) of the notes that sound at these N pitch rows: the note's embedding, the
+    mean of the others', and how many they are."""
+    own = embedding[..., pitches, :]
+    others = len(pitches) - 1
+    company = (own.sum(-2, keepdims=True) - own) / max(others, 1)
+    return np.concatenate([own, company, np.full((*own.shape[:-1], 1), others)], -1)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """(..., D) -> the same directions with length 1; zeros stay zeros."""
+    return vectors / (np.sqrt(np.square(vectors).sum(-1, keepdims=True)) + 1e-9)
+
+
+def alone(mean: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """The timbre of notes as the network gives it; see `Timbre`."""
+    return unit(mean[:, : mean.shape[1] // 2])
+
+
+def timbre_inputs(mean: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """What the perceptron sees of notes, (N, 2 D + 3) float32; see `Timbre`."""
+    own = mean[:, : mean.shape[1] // 2]
+    length = np.sqrt(np.square(own).sum(1))
+    return np.concatenate([mean, length[:, None], np.log1p(frames)[:, None] / LONG], 1, dtype=np.float32)
+
+
+class ClearedTimbre:
+    """The learned `Timbre`: a perceptron's correction is added to the mean embedding.
+
+    weights : arrays by name, "0.weight" .. "4.bias"; ValueError if one is missing.
+    """
+
+    def __init__(self, weights: Mapping[str, np.ndarray]):
+        self._layers = layers(weights)
+
+    def __call__(self, mean: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        return unit(mean[:, : mean.shape[1] // 2] + outputs(self._layers, timbre_inputs(mean, frames)))
