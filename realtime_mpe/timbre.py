@@ -1,7 +1,7 @@
 """What a note sounds like, by itself and in its company.
 
-The network's embedding of a note is coloured by what sounds beside it, whose partials lie among the note's own. What
-that is, is known: the embeddings of all the other notes. A perceptron sets right what one does to the other.
+What sounds beside a note says something of the network's embedding of it: the partials of others lie among its own.
+What that is, is known: the embeddings of all the other notes. A perceptron corrects each by the others.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,10 +20,15 @@ frames."""
 def heard(embedding: np.ndarray, pitches: np.ndarray) -> np.ndarray:
     """(..., n_pitches, D) -> (..., N, 2 D + 1) of the notes that sound at these N pitch rows: the note's embedding, the
     mean of the others', and how many they are."""
-    own = embedding[..., pitches, :]
+    notes = embedding[..., pitches, :]
     others = len(pitches) - 1
-    company = (own.sum(-2, keepdims=True) - own) / max(others, 1)
-    return np.concatenate([own, company, np.full((*own.shape[:-1], 1), others)], -1)
+    company = (notes.sum(-2, keepdims=True) - notes) / max(others, 1)
+    return np.concatenate([notes, company, np.full((*notes.shape[:-1], 1), others)], -1)
+
+
+def own(sounds: np.ndarray) -> np.ndarray:
+    """(N, 2 D + 1) of what was `heard` -> (N, D), of the notes by themselves."""
+    return sounds[:, : sounds.shape[1] // 2]
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -33,13 +38,12 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 def alone(mean: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """The timbre of notes as the network gives it; see `Timbre`."""
-    return unit(mean[:, : mean.shape[1] // 2])
+    return unit(own(mean))
 
 
 def timbre_inputs(mean: np.ndarray, frames: np.ndarray) -> np.ndarray:
     """What the perceptron sees of notes, (N, 2 D + 3) float32; see `Timbre`."""
-    own = mean[:, : mean.shape[1] // 2]
-    length = np.sqrt(np.square(own).sum(1))
+    length = np.sqrt(np.square(own(mean)).sum(1))
     return np.concatenate([mean, length[:, None], np.log1p(frames)[:, None] / LONG], 1, dtype=np.float32)
 
 
@@ -53,4 +57,4 @@ class ClearedTimbre:
         self._layers = layers(weights)
 
     def __call__(self, mean: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        return unit(mean[:, : mean.shape[1] // 2] + outputs(self._layers, timbre_inputs(mean, frames)))
+        return unit(own(mean) + outputs(self._layers, timbre_inputs(mean, frames)))

@@ -20,7 +20,7 @@ import numpy as np
 from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, Notes, layers, perceptron, places
 from .analysis import MAX_LOOKAHEAD
 from .grouping import Grouping
-from .timbre import Timbre, alone, heard
+from .timbre import Timbre, alone, heard, own, unit
 
 MEMORY = 128  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
@@ -152,7 +152,7 @@ class VoiceMemory:
     def notes(self) -> Notes:
         """All that is remembered."""
         n = self._n
-        plain = alone(self._total[:n], self._heard[:n])
+        plain = unit(own(self._total[:n]))
         frames = self._heard[:n] / self._steps
         return Notes(self._unit[:n], plain, self._pitch[:n], self._start[:n], self._end[:n], frames)
 
@@ -276,12 +276,12 @@ class VoiceMemory:
     def _voice_features(self, present: list[int], note: NewNote, frame: float) -> np.ndarray:
         rows = np.arange(len(present))
         at = np.zeros((len(present), LAST_NOTES), int)  # a row a voice, its last notes from the left, oldest first
-        held, heard = np.zeros(len(present), int), np.zeros(len(present))
+        held, counts = np.zeros(len(present), int), np.zeros(len(present))
         for row, voice in enumerate(present):
-            own = np.flatnonzero(self._voice[: self._n] == voice)
-            heard[row] = len(own)
-            held[row] = min(len(own), LAST_NOTES)
-            at[row, : held[row]] = own[-LAST_NOTES:]
+            notes = np.flatnonzero(self._voice[: self._n] == voice)
+            counts[row] = len(notes)
+            held[row] = min(len(notes), LAST_NOTES)
+            at[row, : held[row]] = notes[-LAST_NOTES:]
         used = np.arange(LAST_NOTES) < held[:, None]
         pitch, start, end, units = (column[at] for column in (self._pitch, self._start, self._end, self._unit))
         end = np.where(used, end, -np.inf)
@@ -344,7 +344,7 @@ class VoiceMemory:
                 (sounding & (distance % 12 == 0)).any(1),
                 (sounding & (np.abs(note.start - start) <= CHORD_FRAMES)).any(1),
                 (from_last == 0) & np.isfinite(last_end) & (note.start - last_end <= CHORD_FRAMES),
-                np.log1p(heard) / 4,
+                np.log1p(counts) / 4,
                 ahead,
                 higher / 2,
                 lower / 2,
