@@ -34,7 +34,8 @@ class Notes(NamedTuple):
 
 
 def pair_features(notes: Notes, now: float) -> np.ndarray:
-    """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2; ``now`` is the frame up to which notes sound."""
+    """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2; ``now`` is the frame up to which notes sound. Each
+    feature lies in memory as one matrix."""
     n = len(notes.pitch)
     cosine, others, standard, alike_to_all = likeness(notes.unit)
     plain_cosine, _, plain_standard, plain_alike_to_all = likeness(notes.plain)
@@ -59,7 +60,6 @@ def pair_features(notes: Notes, now: float) -> np.ndarray:
     above, below = places(notes, now)
     higher, lower = np.abs(above[:, None] - above), np.abs(below[:, None] - below)
     company = above + below
-    everywhere = np.ones((n, n))
     features = (
         cosine,
         (standard + standard.T) / 2,
@@ -78,10 +78,10 @@ def pair_features(notes: Notes, now: float) -> np.ndarray:
         np.maximum(heard[:, None], heard),
         _either(carries_on | carried_on),
         _either(carries_on & carried_on),
-        everywhere * others.mean(),
-        everywhere * others.std(),
-        everywhere * np.log2(n) / 7,
-        everywhere * 4.0 * together.mean(),
+        others.mean(),  # as the next three, the same for all pairs
+        others.std(),
+        np.log2(n) / 7,
+        4.0 * together.mean(),
         np.log1p(apart) / 5,
         higher / 2,
         lower / 2,
@@ -91,7 +91,10 @@ def pair_features(notes: Notes, now: float) -> np.ndarray:
         (plain_standard + plain_standard.T) / 2,
         plain_alike_to_all,
     )
-    return np.stack([np.asarray(f, np.float32) for f in features], -1)
+    found = np.empty((PAIR_FEATURES, n, n), np.float32)
+    for matrix, feature in zip(found, features, strict=True):
+        matrix[:] = feature
+    return np.moveaxis(found, 0, -1)
 
 
 def likeness(unit: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -127,17 +130,25 @@ def layers(weights: Mapping[str, np.ndarray], prefix: str = "") -> list[tuple[np
     return [tuple(np.asarray(weights[name], np.float32) for name in pair) for pair in names]
 
 
+def stacked(networks: Sequence[Sequence[tuple[np.ndarray, np.ndarray]]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The `layers` of W perceptrons as those of one, with arrays that have one axis more, the first; ValueError if
+    their shapes differ."""
+    return [tuple(np.stack(arrays) for arrays in zip(*same, strict=True)) for same in zip(*networks, strict=True)]
+
+
 def outputs(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
-    """(weight (out, in), bias (out,)) of each layer, ReLU between them: (..., n_in) -> (..., n_out)."""
+    """(weight (out, in), bias (out,)) of each layer, ReLU between them: (N, n_in) -> (N, n_out), or (W, N, n_out) of
+    `stacked` ones."""
     for number, (weight, bias) in enumerate(layers):
-        x = x @ weight.T + bias
+        x = x @ weight.swapaxes(-1, -2)
+        x += bias[..., None, :]  # in place: for thousands of pairs, new memory costs more than the sums
         if number < len(layers) - 1:
-            x = np.maximum(x, 0.0)
+            np.maximum(x, 0.0, out=x)
     return x
 
 
 def perceptron(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
-    """One that has a single output: (..., n_in) -> (...,)."""
+    """One that has a single output: (N, n_in) -> (N,)."""
     return outputs(layers, x)[..., 0]
 
 

@@ -31,9 +31,9 @@ class Groups:
         self.group = group.copy()
         member = np.eye(group.max() + 1, dtype=np.float32)[group]
         self._size = member.sum(0)
-        pairs = np.concatenate([features, odds[..., None]], -1, dtype=np.float32)
-        pairs[np.arange(len(group)), np.arange(len(group))] = 0.0
-        self._sums = np.einsum("ia,ibf->abf", member, np.einsum("jb,ijf->ibf", member, pairs, optimize=True))
+        pairs = np.concatenate([np.moveaxis(features, -1, 0), odds[None]], dtype=np.float32)
+        pairs[:, np.arange(len(group)), np.arange(len(group))] = 0.0
+        self._sums = np.moveaxis(member.T @ pairs @ member, 0, -1)
 
     def __len__(self) -> int:
         return len(self._size)

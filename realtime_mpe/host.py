@@ -187,7 +187,7 @@ class Engine:
             if begun:
                 starts = [(event.pitch, self._steps_before + event.step) for event in begun.values()]
                 now = self._steps_before + self._step - self._steps  # a note is first heard after its label
-                for pitch, voice in self._voices.note_ons(starts, np.stack(self._embeddings), now):
+                for pitch, voice in self._voices.note_ons(starts, list(self._embeddings), now):
                     self._note_on(voice, pitch, begun[pitch].step, self._levels[0])
             if whole and self._follower is not None:
                 for bend in self._follower.process(self._levels[0], self._sounding):

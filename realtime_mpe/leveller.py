@@ -5,6 +5,8 @@ less of the fainter it is; what is louder needs no hand on the gain, and a gain 
 best, so there it does.
 """
 
+from math import log, log10
+
 import numpy as np
 
 from .cqt import FLOOR_DB, RANGE_DB, audible
@@ -14,6 +16,7 @@ MOST_DB = 24.0  # that anything is brought up
 MEMORY_SECONDS = 10.0  # over which the power is averaged: longer than a phrase
 TRUST_SECONDS = 0.05  # of playing at FAINT_DB that are taken for heard at the start: a note has to begin first
 SLACK_DB = 4.0  # by which the gain may be off before it is moved
+DECIBEL = log(10.0) / 10.0  # of power, in the natural logarithm
 REST_DB = -60.0  # fainter frames say nothing of how loud the playing is
 
 
@@ -34,10 +37,10 @@ class Leveller:
 
     def process(self, frame: np.ndarray) -> np.ndarray:
         """(n_bins,) levels of the front end -> (n_bins,) audible levels, all moved by one gain."""
-        power = float(np.sum(10.0 ** ((frame * RANGE_DB + FLOOR_DB) / 10.0)))
+        power = float(np.exp((frame * RANGE_DB + FLOOR_DB) * DECIBEL).sum())
         if power > 10.0 ** (REST_DB / 10.0):
             self._heard = min(self._heard + self._step, MEMORY_SECONDS)
             self._power += (power - self._power) * self._step / self._heard
-        wanted = np.clip(FAINT_DB - 10.0 * np.log10(self._power), 0.0, MOST_DB)
-        self._gain = np.clip(self._gain, max(wanted - SLACK_DB, 0.0), wanted + SLACK_DB)
+        wanted = min(max(FAINT_DB - 10.0 * log10(self._power), 0.0), MOST_DB)
+        self._gain = min(max(self._gain, wanted - SLACK_DB, 0.0), wanted + SLACK_DB)
         return audible(frame + np.float32(self._gain / RANGE_DB))

@@ -20,7 +20,7 @@ from .grouping import JOIN_FEATURES, Grouping
 from .leveller import Leveller
 from .notes import Thresholds
 from .timbre import ClearedTimbre
-from .voices import NEW_FEATURES, VOICE_FEATURES, Pointer, SlotVoices, VoiceMemory, Voter
+from .voices import NEW_FEATURES, VOICE_FEATURES, Pointer, SlotVoices, VoiceMemory
 
 DEFAULT_MODEL = "default"
 MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like this is another kind of file
@@ -186,15 +186,21 @@ def numbered(outputs: dict[str, np.ndarray], prefix: str) -> list[dict[str, np.n
     return list(networks.values())
 
 
-def agreed(newest: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """Probabilities (..., MAX_LOOKAHEAD + 1, n_pitches) of one step and of the step before it, to one opinion.
+def log_odds(probability: np.ndarray) -> np.ndarray:
+    """What one phase speaks with: nothing is impossible to it, and nothing certain."""
+    probability = np.clip(probability, LEAST, 1.0 - LEAST)
+    return np.log(probability / (1.0 - probability))
 
-    The mean of their log odds, for two looks are better than one. A label of the newest lies half way between two of
-    the other phase's, half a frame of look-ahead to either side.
+
+def agreed(newest: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """Log odds (..., MAX_LOOKAHEAD + 1, n_pitches) of one step and of the step before it, to probabilities of both.
+
+    The mean of the two, for two looks are better than one. A label of the newest lies half way between two of the
+    other phase's, half a frame of look-ahead to either side.
     """
-    odds, odds_before = (np.log(p / (1.0 - p)) for p in (p.clip(LEAST, 1.0 - LEAST) for p in (newest, before)))
-    odds_before[..., 1:, :] = 0.5 * (odds_before[..., 1:, :] + odds_before[..., :-1, :])
-    return 1.0 / (1.0 + np.exp(-0.5 * (odds + odds_before)))
+    total = newest + before
+    total[..., 1:, :] = newest[..., 1:, :] + 0.5 * (before[..., 1:, :] + before[..., :-1, :])
+    return 1.0 / (1.0 + np.exp(-0.5 * total))
 
 
 class OnnxModel:
@@ -211,10 +217,14 @@ class OnnxModel:
         self._session = session or open_session(path)
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         outputs = [o.name for o in self._session.get_outputs()]
-        self._state_shapes = {i.name: i.shape for i in self._session.get_inputs() if i.name.startswith(STATE_PREFIX)}
+        self._silence = {
+            state.name: np.zeros(state.shape, np.uint8 if state.type == "tensor(uint8)" else np.float32)
+            for state in self._session.get_inputs()
+            if state.name.startswith(STATE_PREFIX)
+        }
         self.tells_players = self.info.voices > 1
         heard = Posteriors._fields if self.tells_players else ("mix", "onset")
-        self._outputs = [*heard, *(f"new_{name}" for name in self._state_shapes)]
+        self._outputs = [*heard, *(f"new_{name}" for name in self._silence)]
         missing = sorted({*self._outputs} - {*outputs})
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
@@ -228,7 +238,7 @@ class OnnxModel:
             if self.tells_players:  # what does not fit fails here, and not with the first notes
                 *values, embedding = self._session.run([*names, "embedding"], silence)
                 weights = dict(zip(names, values, strict=True))
-                self.pointer = Pointer([Voter(voter) for voter in numbered(weights, POINTER_PREFIX)])
+                self.pointer = Pointer(numbered(weights, POINTER_PREFIX))
                 self.grouping = Grouping(numbered(weights, GROUPING_PREFIX))
                 self.timbre = ClearedTimbre(
                     {part.removeprefix(TIMBRE_PREFIX): weight for part, weight in weights.items()}
@@ -254,9 +264,8 @@ class OnnxModel:
 
     def reset(self) -> None:
         """As if only silence had been heard."""
-        silence = {name: np.zeros(shape, np.float32) for name, shape in self._state_shapes.items()}
-        self._states = deque([silence] * self.steps)  # of each phase, the next to hear first
-        self._before: Posteriors | None = None
+        self._states = deque([self._silence] * self.steps)  # of each phase, the next to hear first
+        self._before: np.ndarray | None = None  # log odds of the other phase: mix, onset
         self._leveller.reset()
 
     def _feed(self, frame: np.ndarray) -> dict[str, np.ndarray]:
@@ -264,16 +273,15 @@ class OnnxModel:
 
     def process(self, frame: np.ndarray) -> Posteriors:
         """(n_bins,) levels of one frame of the front end -> Posteriors on which this phase and the one before agree."""
-        heard, before = self.hear(self._leveller.process(frame)), self._before
-        self._before = heard
-        if before is None:
-            return heard
-        return Posteriors(agreed(heard.mix, before.mix), agreed(heard.onset, before.onset), heard.embedding)
+        heard = self.hear(self._leveller.process(frame))
+        newest, before = log_odds(np.stack([heard.mix, heard.onset])), self._before
+        self._before = newest
+        return heard if before is None else Posteriors(*agreed(newest, before), heard.embedding)
 
     def hear(self, frame: np.ndarray) -> Posteriors:
         """What the phase whose turn it is says of a frame, (n_bins,) audible levels, by itself."""
         mix, onset, *rest = self._session.run(self._outputs, self._feed(frame))
         embedding = rest.pop(0) if self.tells_players else np.zeros((mix.shape[1], 1), np.float32)
         self._states.popleft()
-        self._states.append(dict(zip(self._state_shapes, rest, strict=True)))
+        self._states.append(dict(zip(self._silence, rest, strict=True)))
         return Posteriors(mix, onset, embedding)

@@ -94,10 +94,9 @@ class NoteTracker:
             (mix[lookahead] >= limits.on) | ((onset[lookahead] >= limits.onset) & (mix[lookahead] >= limits.off))
         )
         self._last_sounded[self.sounding] = self._newest
-        splashing = np.pad(self._newest - self._last_sounded <= self._steps * SPLASH_FRAMES, 1)
-        beside = splashing[:-2] | splashing[2:]
-        confirmed = np.minimum(mix[lookahead], mix[later]) >= limits.on
-        begun &= ~beside | confirmed | (mix[lookahead] >= SURE)
+        if begun.any():
+            confirmed = np.minimum(mix[lookahead], mix[later]) >= limits.on
+            begun &= ~self._beside() | confirmed | (mix[lookahead] >= SURE)
         events = [NoteEvent(False, int(p), later_step) for p in np.flatnonzero(ended | repeated)]
         for p in np.flatnonzero(repeated):
             events.append(NoteEvent(True, int(p), later_step))
@@ -111,6 +110,13 @@ class NoteTracker:
             self._onset[p] = start
         self.sounding = (self.sounding & ~ended) | begun
         return events
+
+    def _beside(self) -> np.ndarray:
+        """(n_pitches,) bool, whether a pitch a semitone away sounds or has just ended."""
+        splashing = self._newest - self._last_sounded <= self._steps * SPLASH_FRAMES
+        beside = np.append(splashing[1:], False)
+        beside[1:] |= splashing[:-1]
+        return beside
 
     def flush(self) -> list[NoteEvent]:
         """End of input: whatever sounds ends after the last label."""

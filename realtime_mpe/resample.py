@@ -60,7 +60,7 @@ class Resampler:
 
     def _make_filter(self) -> None:
         if self._up * self._n_taps <= MAX_BANK:
-            self._bank = self._taps((np.arange(self._up) * self._down % self._up) / self._up)
+            self._bank = self._taps(np.arange(self._up) / self._up)
         else:
             steps = ceil(TABLE_STEPS * min(1.0, self._up / self._down))
             rows = self._taps(np.arange(steps + 1) / steps)
@@ -126,17 +126,23 @@ class Resampler:
             self._first += drop
         return y
 
-    def _filter_tile(self, k: int, y: np.ndarray) -> None:
-        # Python integers carry the absolute position; only what is relative to it goes into int64 arrays.
-        place = k * self._down % self._up + np.arange(len(y)) * self._down
-        newest, phase = np.divmod(place, self._up)
+    def _between(self, phase: np.ndarray) -> np.ndarray:
+        """Coefficients for outputs that lie `phase` (n,) of ``up`` parts after an input sample: (n, n_taps)."""
         if self._bank is not None:
-            taps = self._bank[(k % self._up + np.arange(len(y))) % self._up]
+            return self._bank[phase]
+        rows, slopes = self._table
+        step, rest = np.divmod(phase * len(rows), self._up)
+        return rows[step] + slopes[step] * (rest / self._up).astype(np.float32)[:, None]
+
+    def _filter_tile(self, k: int, y: np.ndarray) -> None:
+        windows = np.lib.stride_tricks.sliding_window_view(self._buffer, self._n_taps)[self._start(k) - self._first :]
+        if self._up == 1:  # a whole number of samples apart, as at 48 kHz: nothing has to be copied
+            windows, taps = windows[:: self._down][: len(y)], np.broadcast_to(self._bank, (len(y), self._n_taps))
         else:
-            rows, slopes = self._table
-            step, rest = np.divmod(phase * len(rows), self._up)
-            taps = rows[step] + slopes[step] * (rest / self._up).astype(np.float32)[:, None]
-        windows = np.lib.stride_tricks.sliding_window_view(self._buffer, self._n_taps)
+            # Python integers carry the absolute position; only what is relative to it goes into int64 arrays.
+            place = k * self._down % self._up + np.arange(len(y)) * self._down
+            newest, phase = np.divmod(place, self._up)
+            windows, taps = windows[newest], self._between(phase)
         # A product with BLAS would sum in an order that depends on how many outputs are asked for; einsum takes each
         # row by itself, so that the chopping of the input cannot be heard in the rounding.
-        np.einsum("ij,ij->i", windows[self._start(k) - self._first + newest], taps, out=y)
+        np.einsum("ij,ij->i", windows, taps, out=y)

@@ -17,11 +17,10 @@ Timbre = Callable[[np.ndarray, np.ndarray], np.ndarray]
 frames."""
 
 
-def heard(embedding: np.ndarray, pitches: np.ndarray) -> np.ndarray:
-    """(..., n_pitches, D) -> (..., N, 2 D + 1) of the notes that sound at these N pitch rows: the note's embedding, the
-    mean of the others', and how many they are."""
-    notes = embedding[..., pitches, :]
-    others = len(pitches) - 1
+def heard(notes: np.ndarray) -> np.ndarray:
+    """(..., N, D) embeddings of the notes that sound together -> (..., N, 2 D + 1): of each its own, the mean of the
+    others', and how many they are."""
+    others = notes.shape[-2] - 1
     company = (notes.sum(-2, keepdims=True) - notes) / max(others, 1)
     return np.concatenate([notes, company, np.full((*notes.shape[:-1], 1), others)], -1)
 

@@ -12,12 +12,22 @@ This is the associative timbre memory of timbre-adaptive transcription, worked a
 this very class and learns pointer and grouping from what it meets, on its own mistakes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from .affinity import CHORD_FRAMES, EMBEDDING_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, Notes, layers, perceptron, places
+from .affinity import (
+    CHORD_FRAMES,
+    EMBEDDING_FRAMES,
+    LEGATO_BEFORE,
+    NEAR_PITCHES,
+    Notes,
+    layers,
+    perceptron,
+    places,
+    stacked,
+)
 from .analysis import MAX_LOOKAHEAD
 from .grouping import Grouping
 from .timbre import Timbre, alone, heard, own, unit
@@ -88,7 +98,9 @@ class VoiceMemory:
         self._end = np.zeros(MEMORY)
         self._heard = np.zeros(MEMORY, int)  # steps
         self._total: np.ndarray | None = None  # (MEMORY, 2 D + 1) over them, known with the first note
+        self._known = np.zeros(MEMORY, int)  # steps that the next two rest on
         self._unit: np.ndarray | None = None  # (MEMORY, D) timbres
+        self._plain: np.ndarray | None = None  # (MEMORY, D) embeddings
         self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> turn, voice it was sent on
         self._turns = 0
         self._ever: set[int] = set()  # voices on which something was sent
@@ -103,21 +115,22 @@ class VoiceMemory:
     def note_off(self, pitch: int, step: int) -> int:
         """End the note at this pitch row; returns its voice."""
         turn, voice = self._sounding.pop(pitch)
-        row = self._row(turn)
-        if row is not None:
-            self._end[row] = step / self._steps
+        rows, remembered = self._rows([turn])
+        self._end[rows[remembered]] = step / self._steps
         return voice
 
-    def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, now: int) -> list[tuple[int, int]]:
+    def note_ons(
+        self, starts: Sequence[tuple[int, int]], history: Sequence[np.ndarray], now: int
+    ) -> list[tuple[int, int]]:
         """Give the notes that begin in this step to voices.
 
-        starts : (pitch row, first step) of each.  history : (H, n_pitches, D) embeddings of the last H steps, newest
+        starts : (pitch row, first step) of each.  history : embeddings, (n_pitches, D) each, of the last steps, newest
         last, which is ``now``.  Returns (pitch row, voice), the surest first.
         """
         frame = self._now = now / self._steps
         waiting = []
         all_pitches = np.array([*self._sounding, *(pitch for pitch, _ in starts)])
-        sounds = heard(history, all_pitches)[:, len(self._sounding) :]
+        sounds = heard(np.stack([embedding[all_pitches] for embedding in history]))[:, len(self._sounding) :]
         for number, (pitch, start) in enumerate(starts):
             steps = min(max(now - start, 0) + 1, len(history))
             total = sounds[-steps:, number].sum(0)
@@ -135,9 +148,10 @@ class VoiceMemory:
     def hear(self, embedding: np.ndarray) -> None:
         """Let every sounding note learn from this step's embedding, (n_pitches, D), and see whether order is due."""
         if self._sounding:
-            rows = [self._row(turn) for turn, _ in self._sounding.values()]
-            learn = [k for k, row in enumerate(rows) if row is not None and self._heard[row] < self._enough]
-            self._learn([rows[k] for k in learn], heard(embedding, np.array([*self._sounding]))[learn])
+            rows, learning = self._rows([turn for turn, _ in self._sounding.values()])
+            learning[learning] = self._heard[rows[learning]] < self._enough
+            if learning.any():
+                self._learn(rows[learning], heard(embedding[[*self._sounding]])[learning])
         ordered, turn = self._ordered
         every = next(frames for notes, frames in ORDER_EVERY if self._n < notes)
         if self._grouping is not None and self._n >= 2 and self._turns > turn and self._now - ordered >= every:
@@ -152,9 +166,15 @@ class VoiceMemory:
     def notes(self) -> Notes:
         """All that is remembered."""
         n = self._n
-        plain = unit(own(self._total[:n]))
-        frames = self._heard[:n] / self._steps
-        return Notes(self._unit[:n], plain, self._pitch[:n], self._start[:n], self._end[:n], frames)
+        steps = self._heard[:n]
+        rows = np.flatnonzero(self._known[:n] != steps)
+        if len(rows):
+            total, frames = self._total[rows], steps[rows] / self._steps
+            self._unit[rows] = self._timbre(total / steps[rows, None], frames)
+            self._plain[rows] = unit(own(total))
+            self._known[rows] = steps[rows]
+        columns = (self._unit, self._plain, self._pitch, self._start, self._end)
+        return Notes(*(column[:n] for column in columns), steps / self._steps)
 
     def _order(self) -> None:
         """Group the remembered notes anew and give each group the voice on which most of it was sent."""
@@ -178,18 +198,15 @@ class VoiceMemory:
         """All voices, those on which nothing was sent yet first."""
         return sorted(range(self.max_voices), key=lambda v: (v in self._ever, v))
 
-    def _row(self, turn: int) -> int | None:
-        """Where a note is remembered; None if it is not any more."""
-        row = int(np.searchsorted(self._turn[: self._n], turn))
-        return row if row < self._n and self._turn[row] == turn else None
+    def _rows(self, turns: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Where notes are remembered, (N,), and whether they still are, (N,) bool."""
+        rows = np.searchsorted(self._turn[: self._n], turns)
+        return rows, np.append(self._turn[: self._n], 0)[rows] == turns
 
-    def _learn(self, rows: list[int], sound: np.ndarray) -> None:
+    def _learn(self, rows: np.ndarray, sound: np.ndarray) -> None:
         """What was `heard` of some notes in one more step, (N, 2 D + 1)."""
-        if rows:
-            self._total[rows] += sound
-            self._heard[rows] += 1
-            steps = self._heard[rows]
-            self._unit[rows] = self._timbre(self._total[rows] / steps[:, None], steps / self._steps)
+        self._total[rows] += sound
+        self._heard[rows] += 1
 
     def _give(self, note: NewNote, choice: int, frame: float) -> int:
         """Remember a note in the ``choice``-th of `voices`, or else in a new one. Returns where it went."""
@@ -197,7 +214,7 @@ class VoiceMemory:
         voice = present[choice] if choice < len(present) else self._make_room(present)
         if self._total is None:
             self._total = np.zeros((MEMORY, len(note.total)))
-            self._unit = np.zeros((MEMORY, len(note.unit)))
+            self._unit, self._plain = np.zeros((2, MEMORY, len(note.unit)), np.float32)
         if self._n == MEMORY:
             self._forget(self._dispensable())
         row = self._n
@@ -207,7 +224,7 @@ class VoiceMemory:
         self._turn[row] = self._turns
         self._voice[row] = self._sent[row] = voice
         self._pitch[row], self._start[row], self._end[row] = note.pitch, note.start, np.inf
-        self._total[row], self._heard[row], self._unit[row] = note.total, note.steps, note.unit
+        self._total[row], self._heard[row], self._known[row] = note.total, note.steps, 0
         self._sounding[note.pitch] = self._turns, voice
         return voice
 
@@ -233,8 +250,8 @@ class VoiceMemory:
     def _forget(self, which: np.ndarray) -> None:
         """which : (n,) bool."""
         kept = np.flatnonzero(~which)
-        for name in ("_turn", "_voice", "_sent", "_pitch", "_start", "_end", "_heard", "_total", "_unit"):
-            column = getattr(self, name)
+        notes = self._turn, self._voice, self._sent, self._pitch, self._start, self._end, self._heard, self._total
+        for column in (*notes, self._known, self._unit, self._plain):
             column[: len(kept)] = column[kept]
         self._n = len(kept)
 
@@ -283,11 +300,12 @@ class VoiceMemory:
             held[row] = min(len(notes), LAST_NOTES)
             at[row, : held[row]] = notes[-LAST_NOTES:]
         used = np.arange(LAST_NOTES) < held[:, None]
-        pitch, start, end, units = (column[at] for column in (self._pitch, self._start, self._end, self._unit))
+        notes = self.notes()
+        pitch, start, end, units = (column[at] for column in (notes.pitch, notes.start, notes.end, notes.unit))
         end = np.where(used, end, -np.inf)
         similarity = units @ note.unit
         last = held - 1
-        above, below = (np.where(used, column[at], 0.0).sum(1) / held for column in places(self.notes(), frame))
+        above, below = (np.where(used, column[at], 0.0).sum(1) / held for column in places(notes, frame))
         higher, lower = np.abs(above - note.above), np.abs(below - note.below)
 
         centre = np.where(used[..., None], units, 0.0).sum(1) / held[:, None]
@@ -373,13 +391,15 @@ class SlotVoices:
         """Voices so far."""
         return len(self._heard)
 
-    def note_ons(self, starts: Sequence[tuple[int, int]], history: np.ndarray, now: int) -> list[tuple[int, int]]:
-        """history : (H, n_pitches, K) what each slot says of every pitch, up to label frame ``now`` + 1, the newest
+    def note_ons(
+        self, starts: Sequence[tuple[int, int]], history: Sequence[np.ndarray], now: int
+    ) -> list[tuple[int, int]]:
+        """history : what each slot says of every pitch, (n_pitches, K) each, up to label frame ``now`` + 1, the newest
         in which a note can begin; the rest as in VoiceMemory."""
         given = []
         for pitch, start in starts:
             frames = min(now + 2 - start, len(history))
-            voice = int(np.argmax(history[-frames:, pitch].sum(0)))
+            voice = int(np.argmax(np.sum([said[pitch] for said in history[-frames:]], 0)))
             self._heard.add(voice)
             self._sounding[pitch] = voice
             given.append((pitch, voice))
@@ -393,38 +413,25 @@ class SlotVoices:
 
 
 class Pointer:
-    """The learned scorer: voters, trained alike from different first weights, whose log-probabilities are averaged.
+    """The learned scorer: networks that were trained alike from different first weights vote, and the mean of their
+    log-probabilities counts. One alone is a matter of luck: a mistake early in a performance carries through it.
 
-    One alone is a matter of luck: a mistake early in a performance carries through it.
+    Each is two small perceptrons that share nothing but the situation they look at. A voice is scored from its own
+    features, the situation, and the mean and maximum of all voices' features, so that scores can be comparative.
+
+    voters : weights of each, arrays by name, "voice.0.weight" .. "new.4.bias"; ValueError if one is missing or of
+    another shape than the others'.
     """
 
-    def __init__(self, voters: Sequence["Voter"]):
+    def __init__(self, voters: Sequence[Mapping[str, np.ndarray]]):
         if not voters:
             raise ValueError("a pointer needs at least one voter")
-        self.voters = tuple(voters)
+        self._voice, self._new = (stacked([layers(voter, prefix) for voter in voters]) for prefix in ("voice.", "new."))
 
     def __call__(self, features: np.ndarray, new: np.ndarray) -> np.ndarray:
-        inputs = pointer_inputs(features, new)
-        votes = np.stack([voter(*inputs) for voter in self.voters])
+        voices, situation = pointer_inputs(features, new)
+        votes = np.concatenate([perceptron(self._voice, voices), perceptron(self._new, situation[None])], 1)
         return (votes - np.logaddexp.reduce(votes, 1, keepdims=True)).mean(0)
-
-
-class Voter:
-    """Two small perceptrons that share nothing but the situation they look at.
-
-    weights : arrays by name, "voice.0.weight" .. "new.4.bias"; layer widths follow from them. A voice is scored from
-    its own features, the situation, and the mean and maximum of all voices' features, so that scores can be
-    comparative.
-    """
-
-    def __init__(self, weights: dict[str, np.ndarray]):
-        self._layers = {part: layers(weights, f"{part}.") for part in ("voice", "new")}
-
-    def __call__(self, voices: np.ndarray, situation: np.ndarray) -> np.ndarray:
-        """Inputs as of `pointer_inputs` -> (V + 1,) scores."""
-        return np.concatenate(
-            [perceptron(self._layers["voice"], voices), perceptron(self._layers["new"], situation[None])]
-        )
 
 
 def pointer_inputs(features: np.ndarray, new: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

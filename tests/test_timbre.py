@@ -48,12 +48,12 @@ def confused(performances, timbre) -> float:
 def test_company_is_the_mean_of_all_others_and_their_number():
     rng = np.random.default_rng(0)
     embedding = rng.normal(size=(3, N_PITCHES, 5))
-    found = heard(embedding, np.array([4, 50, 9]))
+    found = heard(embedding[:, [4, 50, 9]])
     assert found.shape == (3, 3, 11)
     np.testing.assert_allclose(found[..., :5], embedding[:, [4, 50, 9]])
     np.testing.assert_allclose(found[:, 1, 5:10], (embedding[:, 4] + embedding[:, 9]) / 2)
     assert (found[..., 10] == 2).all()
-    single = heard(embedding[0], np.array([7]))
+    single = heard(embedding[0, [7]])
     assert (single[0, 5:] == 0).all()
     np.testing.assert_allclose(alone(single, np.ones(1))[0], embedding[0, 7] / np.linalg.norm(embedding[0, 7]))
 
@@ -67,13 +67,15 @@ def test_a_note_is_heard_with_what_sounds_beside_it_for_as_long_as_it_does():
 
     memory = VoiceMemory(by_timbre, 8, timbre=timbre)
     play([(0, 10, 40, 0), (4, 8, 50, 1)], 7, memory=memory)
+    memory.notes()  # which asks for the timbres
     mean, frames = told[-2]  # of the first note, after 7 frames, 3 of them with the second
     assert frames == 8  # in the frame in which it begins it is heard when it is decided on, and learnt from
     np.testing.assert_allclose(mean[:16], TIMBRES[0])
     np.testing.assert_allclose(mean[16:32], TIMBRES[1] * 3 / 8)
     np.testing.assert_allclose(mean[32], 3 / 8)
-    told.clear()
-    play([(0, 60, 40, 0)], EMBEDDING_FRAMES + 5, memory=VoiceMemory(by_timbre, 8, timbre=timbre))
+    memory = VoiceMemory(by_timbre, 8, timbre=timbre)
+    play([(0, 60, 40, 0)], EMBEDDING_FRAMES + 5, memory=memory)
+    memory.notes()
     assert told[-1][1] == EMBEDDING_FRAMES
 
 

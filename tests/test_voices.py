@@ -4,7 +4,7 @@ import numpy as np
 from made_up import TIMBRES, embedding, play
 
 from realtime_mpe.affinity import LAYERS
-from realtime_mpe.voices import MEMORY, NEW_FEATURES, VOICE_FEATURES, Pointer, VoiceMemory, Voter
+from realtime_mpe.voices import MEMORY, NEW_FEATURES, VOICE_FEATURES, Pointer, VoiceMemory
 
 
 def test_two_players_keep_their_voices_while_their_lines_cross():
@@ -109,4 +109,4 @@ def random_pointer(seed: int) -> Pointer:
             weights[f"{part}.{layer}.weight"] = rng.normal(0, n_in**-0.5, (n_out, n_in))
             weights[f"{part}.{layer}.bias"] = rng.normal(0, 0.1, n_out)
             n_in = n_out
-    return Pointer([Voter(weights)])
+    return Pointer([weights])

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD, N_PITCHES, PHASES
 from realtime_mpe.leveller import Leveller
-from realtime_mpe.model import agreed
+from realtime_mpe.model import agreed, log_odds
 from realtime_mpe.notes import NoteTracker, Thresholds
 
 from .frontend import FrontEnd
@@ -70,8 +70,9 @@ def interleaved(phases: Tensor) -> np.ndarray:
 
 
 def all_agreed(steps: np.ndarray) -> np.ndarray:
-    """`agreed` for (T, L, P), each step with the one before it."""
-    return np.concatenate([steps[:1], agreed(steps[1:], steps[:-1])])
+    """(T, L, P) probabilities of each step by itself -> `agreed` with those of the step before it."""
+    odds = log_odds(steps)
+    return np.concatenate([steps[:1], agreed(odds[1:], odds[:-1])])
 
 
 def track(heard: Heard, thresholds: Thresholds, lookahead: int) -> np.ndarray:

@@ -30,7 +30,6 @@ from realtime_mpe.voices import (
     Pointer,
     Scorer,
     VoiceMemory,
-    Voter,
 )
 
 from .calibrate import Heard
@@ -45,7 +44,7 @@ VOTERS = 5  # networks of different first weights that learn from the same memor
 
 
 class PointerNetwork(nn.Module):
-    """The torch twin of `realtime_mpe.voices.Voter`, for padded sets of voices."""
+    """The torch twin of a voter of `realtime_mpe.voices.Pointer`, for padded sets of voices."""
 
     def __init__(self):
         super().__init__()
@@ -70,7 +69,7 @@ class PointerNetwork(nn.Module):
 
 def as_pointer(networks: Sequence[PointerNetwork]) -> Pointer:
     """What the runtime makes of them: they vote."""
-    return Pointer([Voter(network.weights()) for network in networks])
+    return Pointer([network.weights() for network in networks])
 
 
 def perceptron(n_in: int, hidden: int) -> nn.Sequential:
