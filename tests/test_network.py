@@ -15,7 +15,7 @@ from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfi
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES
-from realtime_mpe.model import OnnxModel, agreed, open_session
+from realtime_mpe.model import OnnxModel, agreed, log_odds, open_session
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.timbre import timbre_inputs
 from realtime_mpe.training import export as export_module
@@ -25,7 +25,7 @@ from realtime_mpe.training.export import differences, export, export_timbre, rid
 from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.grouping import GroupingNetwork
 from realtime_mpe.training.mixing import Mixture
-from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shift_bins
+from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shifted
 from realtime_mpe.training.players import Players
 from realtime_mpe.training.pointer import PointerNetwork
 from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
@@ -88,10 +88,10 @@ def test_the_future_changes_nothing(network):
 
 def test_harmonic_shift_reads_the_bin_of_the_harmonic_and_silence_beyond():
     frames = torch.arange(float(N_LIVE_BINS))[None, None]
-    assert shift_bins(frames, 36)[0, 0, 10] == 46
-    assert shift_bins(frames, -36)[0, 0, 46] == 10
-    assert shift_bins(frames, 36)[0, 0, 200] == 236
-    assert shift_bins(frames, 108)[0, 0, 200] == 0 and shift_bins(frames, -36)[0, 0, 5] == 0
+    octave, below, eighth = shifted(frames, (36, -36, 108))[0, :, 0]
+    assert (octave[10], octave[200]) == (46, 236)
+    assert (below[46], below[5]) == (10, 0)
+    assert (eighth[100], eighth[200]) == (208, 0)
 
 
 HALF = 5e-3  # what half precision of the weights leaves of an output of order one
@@ -178,17 +178,20 @@ def test_the_convolutions_are_quantised_by_the_music_they_are_shown(network, tmp
     weights = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(str(small)).graph.initializer]
     weights = [np.abs(weight.astype(int)).max() for weight in weights if weight.dtype == np.int8]
     assert len(weights) > 10 and max(weights) == 64  # seven bits: no sum overflows
+    states = [state for state in model._session.get_inputs() if state.name.startswith("state.")]
+    assert all(state.type == "tensor(uint8)" for state in states)
+    assert [state.shape[1:] for state in states[:3]] == [[2, N_PITCHES, 16], [2, N_PITCHES, 16], [4, N_PITCHES, 16]]
 
 
 def test_two_phases_agree_on_the_mean_of_what_they_say_of_one_label():
     rng = np.random.default_rng(0)
     newest, before = rng.uniform(0.01, 0.99, (2, 3, MAX_LOOKAHEAD + 1, 4))
     odds, odds_before = np.log(newest / (1 - newest)), np.log(before / (1 - before))
-    found = agreed(newest, before)
+    found = agreed(log_odds(newest), log_odds(before))
     np.testing.assert_allclose(np.log(found / (1 - found))[:, 0], (odds + odds_before)[:, 0] / 2)
     of_one_label = (odds_before[:, 1] + odds_before[:, 2]) / 2
     np.testing.assert_allclose(np.log(found / (1 - found))[:, 2], (odds[:, 2] + of_one_label) / 2)
-    assert np.isfinite(agreed(np.zeros((5, 2)), np.ones((5, 2)))).all()
+    assert np.isfinite(agreed(log_odds(np.zeros((5, 2))), log_odds(np.ones((5, 2))))).all()
 
 
 def test_the_engine_s_phases_are_those_that_training_hears(network, tmp_path):

@@ -7,6 +7,7 @@ every look-ahead from 0 to MAX_LOOKAHEAD at once: the user's quality knob costs 
 Shapes: B sequences, T frames, P = 72 pitches, C channels, D embedding dimensions, L = MAX_LOOKAHEAD + 1.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -129,7 +130,7 @@ class LiveNetwork(nn.Module):
         """
         states = self.initial_states(len(frames), frames) if states is None else list(states)
         new_states = []
-        x = torch.stack([shift_bins(frames, bins) for bins in HARMONIC_BINS], 1)  # (B, H, T, 216)
+        x = shifted(frames, HARMONIC_BINS)  # (B, H, T, 216)
         stem = x = F.relu(self.stem(x))  # (B, C, T, 72)
         for block in self.trunk:
             x, state = block(x, states[len(new_states)])
@@ -155,7 +156,9 @@ class LiveNetwork(nn.Module):
         return outputs, new_states
 
 
-def shift_bins(frames: Tensor, bins: int) -> Tensor:
-    """The bins of the pitches from frames (..., n_bins), bin k replaced by bin k + bins; silence beyond the reach."""
-    part = frames[..., max(bins, 0) : bins + N_BINS]
-    return F.pad(part, (max(-bins, 0), N_BINS - part.shape[-1] - max(-bins, 0)))
+def shifted(frames: Tensor, shifts: Sequence[int]) -> Tensor:
+    """The bins of the pitches from frames (B, T, n_bins), in each of H channels bin k + its shift for bin k: (B, H, T,
+    N_BINS); silence beyond the reach."""
+    below = max(-min(shifts), 0)
+    frames = F.pad(frames[:, None], (below, max(max(shifts), 0)))
+    return torch.cat([frames[..., below + bins : below + bins + N_BINS] for bins in shifts], 1)

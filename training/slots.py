@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from realtime_mpe.analysis import BINS_PER_PITCH
 
-from .network import HARMONIC_BINS, POLYPHONY_CLASSES, shift_bins
+from .network import HARMONIC_BINS, POLYPHONY_CLASSES, shifted
 
 WINDOW = 23  # frames, 736 ms (section IV of the paper)
 CHANNELS = 64
@@ -61,9 +61,8 @@ class SlotOutputs(NamedTuple):
 
 def harmonic_input(levels: Tensor) -> Tensor:
     """Levels (B, T, 216) -> (B, 12, 216, T): harmonics 1/2, 1 .. 5, then a mask each of where the front end reaches."""
-    ones = torch.ones_like(levels)
-    channels = [shift_bins(x, bins) for x in (levels, ones) for bins in HARMONICS]
-    return torch.stack(channels, 1).transpose(2, 3)
+    channels = [shifted(x, HARMONICS) for x in (levels, torch.ones_like(levels))]
+    return torch.cat(channels, 1).transpose(2, 3)
 
 
 def conv(n_in: int, n_out: int, size: tuple[int, int], stride: tuple[int, int] = (1, 1)) -> nn.Sequential:
