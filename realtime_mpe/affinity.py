@@ -153,19 +153,20 @@ def perceptron(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -
 
 
 class Affinity:
-    """The learned log odds that two notes are one player's.
+    """The learned log odds that two notes are one player's: the mean of what several perceptrons say.
 
-    weights : arrays by name, prefix + "0.weight" .. "4.bias"; ValueError if one is missing.
+    networks : weights of each, arrays by name, prefix + "0.weight" .. "4.bias"; ValueError if one is missing.
     """
 
-    def __init__(self, weights: Mapping[str, np.ndarray], prefix: str = ""):
-        self._layers = layers(weights, prefix)
+    def __init__(self, networks: Sequence[Mapping[str, np.ndarray]], prefix: str = ""):
+        self._networks = [layers(weights, prefix) for weights in networks]
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(N, N, PAIR_FEATURES) -> (N, N), symmetric, at most MOST_CERTAIN either way; the diagonal means nothing."""
         n = len(features)
         rows, columns = np.triu_indices(n, 1)
         odds = np.zeros((n, n))
-        pairs = perceptron(self._layers, features[rows, columns])
-        odds[rows, columns] = odds[columns, rows] = np.clip(pairs, -MOST_CERTAIN, MOST_CERTAIN)
+        pairs = features[rows, columns]
+        opinions = [perceptron(network, pairs).clip(-MOST_CERTAIN, MOST_CERTAIN) for network in self._networks]
+        odds[rows, columns] = odds[columns, rows] = np.mean(opinions, 0)
         return odds

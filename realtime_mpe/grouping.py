@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_features, perceptron
+from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_features, perceptron, stacked
 
 SURE = 1.0  # mean log odds above which groups join without a second look
 JOIN_ABOVE = -0.8  # log odds: groups join a little too readily rather than too seldom
@@ -85,8 +85,8 @@ class Grouping:
     def __init__(self, networks: Sequence[Mapping[str, np.ndarray]]):
         if not networks:
             raise ValueError("a grouping needs at least one network")
-        self._affinities = [Affinity(weights, PAIR_PREFIX) for weights in networks]
-        self._joins = [layers(weights, JOIN_PREFIX) for weights in networks]
+        self.affinity = Affinity(networks, PAIR_PREFIX)
+        self._joins = stacked([layers(weights, JOIN_PREFIX) for weights in networks])
 
     def __call__(self, notes: Notes, voice: np.ndarray, now: float, at_most: int) -> np.ndarray:
         """(N,) numbers of groups, 0, 1 ..., no more than ``at_most``; N of at least 2.
@@ -99,8 +99,7 @@ class Grouping:
         groups = Groups(features, odds, linked(odds))
         while len(groups) > 1:
             a, b, known = groups.candidates()
-            held = np.zeros((len(groups), whose.shape[1]))
-            np.add.at(held, groups.group, whose)
+            held = np.eye(len(groups))[groups.group].T @ whose
             held /= held.sum(1, keepdims=True)
             joins = self.join_odds(known) + KEEP * (2.0 * (held[a] * held[b]).sum(1) - 1.0)
             likest = int(np.argmax(joins))
@@ -109,13 +108,9 @@ class Grouping:
             groups.join(a[likest], b[likest])
         return groups.group
 
-    def affinity(self, features: np.ndarray) -> np.ndarray:
-        """(N, N, PAIR_FEATURES) -> (N, N) log odds that two notes are one player's; see `Affinity`."""
-        return np.mean([affinity(features) for affinity in self._affinities], 0)
-
     def join_odds(self, known: np.ndarray) -> np.ndarray:
         """(M, JOIN_FEATURES) -> (M,) log odds that two groups are one player's, by themselves."""
-        return np.mean([perceptron(join, known) for join in self._joins], 0)
+        return perceptron(self._joins, known).mean(0)
 
 
 def linked(odds: np.ndarray, join_above: float = SURE) -> np.ndarray:

@@ -295,10 +295,10 @@ class VoiceMemory:
         at = np.zeros((len(present), LAST_NOTES), int)  # a row a voice, its last notes from the left, oldest first
         held, counts = np.zeros(len(present), int), np.zeros(len(present))
         for row, voice in enumerate(present):
-            notes = np.flatnonzero(self._voice[: self._n] == voice)
-            counts[row] = len(notes)
-            held[row] = min(len(notes), LAST_NOTES)
-            at[row, : held[row]] = notes[-LAST_NOTES:]
+            its = np.flatnonzero(self._voice[: self._n] == voice)
+            counts[row] = len(its)
+            held[row] = min(len(its), LAST_NOTES)
+            at[row, : held[row]] = its[-LAST_NOTES:]
         used = np.arange(LAST_NOTES) < held[:, None]
         notes = self.notes()
         pitch, start, end, units = (column[at] for column in (notes.pitch, notes.start, notes.end, notes.unit))

@@ -173,7 +173,7 @@ def test_what_was_sent_most_names_the_group():
 
 def test_missing_weights_are_named():
     with pytest.raises(ValueError, match="0.bias"):
-        Affinity({"0.weight": np.zeros((4, PAIR_FEATURES))})
+        Affinity([{"0.weight": np.zeros((4, PAIR_FEATURES))}])
     with pytest.raises(ValueError, match="join.0.weight"):
         Grouping([{n: w for n, w in GroupingNetwork().weights().items() if not n.startswith("join")}])
 

@@ -143,7 +143,7 @@ def fit_grouping(
     features, same = map(np.concatenate, zip(*pairs, strict=True))
     say(f"affinity: {len(same)} pairs, loss {network.pair.fit(features, same, PAIR_EPOCHS, PAIR_BATCH):.3f}")
 
-    affinity = Affinity(network.pair.weights())
+    affinity = Affinity([network.pair.weights()])
     met: list[tuple[np.ndarray, np.ndarray]] = []
     for round_number, follow in enumerate(FOLLOW_TRUTH, 1):
         grouping = as_grouping([network]) if met else None
