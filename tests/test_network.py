@@ -25,7 +25,7 @@ from realtime_mpe.training.export import differences, export, export_timbre, rid
 from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.grouping import GroupingNetwork
 from realtime_mpe.training.mixing import Mixture
-from realtime_mpe.training.network import LiveNetwork, NetworkConfig, shifted
+from realtime_mpe.training.network import LiveNetwork, NetworkConfig, harmonics
 from realtime_mpe.training.players import Players
 from realtime_mpe.training.pointer import PointerNetwork
 from realtime_mpe.training.slots import TIMBRE_FRAMES, TimbreEncoder
@@ -88,7 +88,7 @@ def test_the_future_changes_nothing(network):
 
 def test_harmonic_shift_reads_the_bin_of_the_harmonic_and_silence_beyond():
     frames = torch.arange(float(N_LIVE_BINS))[None, None]
-    octave, below, eighth = shifted(frames, (36, -36, 108))[0, :, 0]
+    octave, below, eighth = harmonics(frames, (36, -36, 108))[0, :, 0]
     assert (octave[10], octave[200]) == (46, 236)
     assert (below[46], below[5]) == (10, 0)
     assert (eighth[100], eighth[200]) == (208, 0)

@@ -130,7 +130,7 @@ class LiveNetwork(nn.Module):
         """
         states = self.initial_states(len(frames), frames) if states is None else list(states)
         new_states = []
-        x = shifted(frames, HARMONIC_BINS)  # (B, H, T, 216)
+        x = harmonics(frames, HARMONIC_BINS)  # (B, H, T, 216)
         stem = x = F.relu(self.stem(x))  # (B, C, T, 72)
         for block in self.trunk:
             x, state = block(x, states[len(new_states)])
@@ -156,7 +156,7 @@ class LiveNetwork(nn.Module):
         return outputs, new_states
 
 
-def shifted(frames: Tensor, shifts: Sequence[int]) -> Tensor:
+def harmonics(frames: Tensor, shifts: Sequence[int]) -> Tensor:
     """The bins of the pitches from frames (B, T, n_bins), in each of H channels bin k + its shift for bin k: (B, H, T,
     N_BINS); silence beyond the reach."""
     below = max(-min(shifts), 0)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from realtime_mpe.analysis import BINS_PER_PITCH
 
-from .network import HARMONIC_BINS, POLYPHONY_CLASSES, shifted
+from .network import HARMONIC_BINS, POLYPHONY_CLASSES, harmonics
 
 WINDOW = 23  # frames, 736 ms (section IV of the paper)
 CHANNELS = 64
@@ -61,7 +61,7 @@ class SlotOutputs(NamedTuple):
 
 def harmonic_input(levels: Tensor) -> Tensor:
     """Levels (B, T, 216) -> (B, 12, 216, T): harmonics 1/2, 1 .. 5, then a mask each of where the front end reaches."""
-    channels = [shifted(x, HARMONICS) for x in (levels, torch.ones_like(levels))]
+    channels = [harmonics(x, HARMONICS) for x in (levels, torch.ones_like(levels))]
     return torch.cat(channels, 1).transpose(2, 3)
 
 
