@@ -70,8 +70,10 @@ def keep_states(model) -> None:
     for state in [value for value in graph.input if value.name.startswith(STATE_PREFIX)]:
         new_state = outputs[f"new_{state.name}"]
         first, new_first = f"{state.name}.channels_first", f"{new_state.name}.channels_first"
-        cast = reader(state.name)  # to what the frame is, where training is not in single precision
-        meeting = reader(cast.output[0])
+        meeting = reader(state.name)
+        if meeting.op_type == "Cast":  # to what the frame is, where training is not in single precision
+            cast, meeting = meeting, reader(meeting.output[0])
+            graph.node.remove(cast)
         quantising = reader(meeting.output[0])
         restoring = reader(quantising.output[0])
         cutting = next(node for node in graph.node if new_state.name in node.output)
@@ -81,7 +83,6 @@ def keep_states(model) -> None:
         meeting.input[:] = [first, quantising.output[0]]
         restoring.input[0] = cutting.input[0] = meeting.output[0]
         cutting.output[0] = new_first
-        graph.node.remove(cast)
         graph.node.remove(quantising)
         graph.node.insert(list(graph.node).index(meeting), quantising)
         graph.node.insert(0, helper.make_node("Transpose", [state.name], [first], perm=[0, 3, 1, 2]))
