@@ -148,7 +148,7 @@ def outputs(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> n
 
 
 def perceptron(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
-    """One that has a single output: (N, n_in) -> (N,)."""
+    """One that has a single output: (N, n_in) -> (N,), or (W, N) of `stacked` ones."""
     return outputs(layers, x)[..., 0]
 
 

@@ -164,7 +164,7 @@ class VoiceMemory:
         return np.unique(self._voice[: self._n]).tolist()
 
     def notes(self) -> Notes:
-        """All that is remembered."""
+        """All that is remembered. What has been heard more of since the last look gets its timbre now."""
         n = self._n
         steps = self._heard[:n]
         rows = np.flatnonzero(self._known[:n] != steps)
