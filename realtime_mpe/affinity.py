@@ -1,7 +1,7 @@
 """Whether two remembered notes are one player's.
 
-A small perceptron looks at every pair of notes: how alike they sound, how alike they are to all the others, and how
-they lie in pitch and time.
+A small perceptron looks at every pair of notes: how alike they sound, how alike they are to all the others, how they
+lie in pitch and time, and what is known of them by their `lines`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +15,7 @@ LEGATO_BEFORE = 10  # frames by which a note may have ended before the one that 
 OVERLAP_FRAMES = 3  # more than legato playing makes
 NEAR_PITCHES = 3.0  # semitones over which "near in pitch" falls off: timbre changes with register
 NEIGHBOUR_WIDTH = 0.1  # of cosine, within which a note counts as a neighbour
-PAIR_FEATURES = 29
+PAIR_FEATURES = 30
 TOGETHER = 11  # the feature that two notes sound at one time
 LAYERS = (0, 2, 4)  # of a perceptron, among its activations, as training names them
 MOST_CERTAIN = 6.0  # log odds: no single pair decides
@@ -33,9 +33,11 @@ class Notes(NamedTuple):
     frames: np.ndarray
 
 
-def pair_features(notes: Notes, now: float) -> np.ndarray:
-    """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2; ``now`` is the frame up to which notes sound. Each
-    feature lies in memory as one matrix."""
+def pair_features(notes: Notes, lines: np.ndarray, now: float) -> np.ndarray:
+    """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2. Each feature lies in memory as one matrix.
+
+    lines : (N, N) log odds of the notes by themselves, see `lines.LineOdds`.  now : the frame up to which notes sound.
+    """
     n = len(notes.pitch)
     cosine, others, standard, alike_to_all = likeness(notes.unit)
     plain_cosine, _, plain_standard, plain_alike_to_all = likeness(notes.plain)
@@ -90,6 +92,7 @@ def pair_features(notes: Notes, now: float) -> np.ndarray:
         plain_cosine,
         (plain_standard + plain_standard.T) / 2,
         plain_alike_to_all,
+        lines.clip(-MOST_CERTAIN, MOST_CERTAIN) / 4,
     )
     found = np.empty((PAIR_FEATURES, n, n), np.float32)
     for matrix, feature in zip(found, features, strict=True):

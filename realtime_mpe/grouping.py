@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_features, perceptron, stacked
+from .lines import LineOdds, unknown
 
 SURE = 1.0  # mean log odds above which groups join without a second look
-JOIN_ABOVE = -0.8  # log odds: groups join a little too readily rather than too seldom
+JOIN_ABOVE = -1.0  # log odds: groups join a little too readily rather than too seldom
 JOIN_FEATURES = PAIR_FEATURES + 11
 KEEP = 1.2  # log odds by which groups that were one voice join sooner and others later: order should last
 NO_RIVAL = -6.0  # log odds of the next best group where there is none
@@ -80,12 +81,14 @@ class Groups:
 
 
 class Grouping:
-    """networks : weights of each, arrays by name, "pair.0.weight" .. "join.4.bias"; ValueError if one is missing."""
+    """networks : weights of each, arrays by name, "pair.0.weight" .. "join.4.bias"; ValueError if one is missing.
+    lines : what is known of notes by what is played alone."""
 
-    def __init__(self, networks: Sequence[Mapping[str, np.ndarray]]):
+    def __init__(self, networks: Sequence[Mapping[str, np.ndarray]], lines: LineOdds = unknown):
         if not networks:
             raise ValueError("a grouping needs at least one network")
         self.affinity = Affinity(networks, PAIR_PREFIX)
+        self.lines = lines
         self._joins = stacked([layers(weights, JOIN_PREFIX) for weights in networks])
 
     def __call__(self, notes: Notes, voice: np.ndarray, now: float, at_most: int) -> np.ndarray:
@@ -93,7 +96,7 @@ class Grouping:
 
         voice : (N,) int 0, 1 ..., whose each note was so far.
         """
-        features = pair_features(notes, now)
+        features = pair_features(notes, self.lines(notes.pitch, notes.start, notes.end, now), now)
         whose = np.eye(voice.max() + 1)[voice]
         odds = self.affinity(features)
         groups = Groups(features, odds, linked(odds))

@@ -18,6 +18,7 @@ from .analysis import FRAME_SECONDS, MAX_LOOKAHEAD, PHASES, AnalysisConfig
 from .errors import UserError
 from .grouping import JOIN_FEATURES, Grouping
 from .leveller import Leveller
+from .lines import Lines
 from .notes import Thresholds
 from .timbre import ClearedTimbre
 from .voices import NEW_FEATURES, VOICE_FEATURES, Pointer, SlotVoices, VoiceMemory
@@ -27,6 +28,7 @@ MAX_FILE_BYTES = 200_000_000  # a live model is a few megabytes; anything like t
 POINTER_PREFIX = "pointer."
 GROUPING_PREFIX = "grouping."
 TIMBRE_PREFIX = "timbre."
+LINES_PREFIX = "lines."
 STATE_PREFIX = "state."
 LEAST = 1e-3  # probability that one phase can speak with against the other
 
@@ -179,11 +181,15 @@ def model_path(name: str) -> Path:
 def numbered(outputs: dict[str, np.ndarray], prefix: str) -> list[dict[str, np.ndarray]]:
     """From the outputs "<prefix><number>.<weight>" of a model file the weights of each network that votes."""
     networks: dict[str, dict[str, np.ndarray]] = {}
-    for name, weight in outputs.items():
-        if name.startswith(prefix):
-            number, _, part = name.removeprefix(prefix).partition(".")
-            networks.setdefault(number, {})[part] = weight
+    for name, weight in part(outputs, prefix).items():
+        number, _, own = name.partition(".")
+        networks.setdefault(number, {})[own] = weight
     return list(networks.values())
+
+
+def part(outputs: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """Those outputs of a model file whose names begin so, by the rest of their names."""
+    return {name.removeprefix(prefix): weight for name, weight in outputs.items() if name.startswith(prefix)}
 
 
 def log_odds(probability: np.ndarray) -> np.ndarray:
@@ -230,7 +236,8 @@ class OnnxModel:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
         self._n_bins = self.info.analysis.n_bins
         self._leveller = Leveller(FRAME_SECONDS / self.steps)
-        names = [name for name in outputs if name.startswith((POINTER_PREFIX, GROUPING_PREFIX, TIMBRE_PREFIX))]
+        prefixes = POINTER_PREFIX, GROUPING_PREFIX, TIMBRE_PREFIX, LINES_PREFIX
+        names = [name for name in outputs if name.startswith(prefixes)]
         try:
             self.reset()
             silence = self._feed(np.zeros(self._n_bins, np.float32))
@@ -239,10 +246,9 @@ class OnnxModel:
                 *values, embedding = self._session.run([*names, "embedding"], silence)
                 weights = dict(zip(names, values, strict=True))
                 self.pointer = Pointer(numbered(weights, POINTER_PREFIX))
-                self.grouping = Grouping(numbered(weights, GROUPING_PREFIX))
-                self.timbre = ClearedTimbre(
-                    {part.removeprefix(TIMBRE_PREFIX): weight for part, weight in weights.items()}
-                )
+                lines = Lines(part(weights, LINES_PREFIX))
+                self.grouping = Grouping(numbered(weights, GROUPING_PREFIX), lines)
+                self.timbre = ClearedTimbre(part(weights, TIMBRE_PREFIX))
                 self.pointer(np.zeros((1, VOICE_FEATURES), np.float32), np.zeros(NEW_FEATURES, np.float32))
                 self.grouping.affinity(np.zeros((2, 2, PAIR_FEATURES), np.float32))
                 self.grouping.join_odds(np.zeros((1, JOIN_FEATURES), np.float32))

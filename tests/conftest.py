@@ -23,6 +23,7 @@ def tiny_model(tmp_path_factory):
     from realtime_mpe.training.company import CompanyNetwork
     from realtime_mpe.training.export import export
     from realtime_mpe.training.grouping import GroupingNetwork
+    from realtime_mpe.training.lines import LineNetwork
     from realtime_mpe.training.network import HARMONIC_BINS, LiveNetwork, NetworkConfig
     from realtime_mpe.training.players import Players
     from realtime_mpe.training.pointer import PointerNetwork
@@ -45,7 +46,7 @@ def tiny_model(tmp_path_factory):
         network.onset.weight.zero_()
     path = tmp_path_factory.mktemp("models") / "tiny.onnx"
     dim = network.config.embedding_dim
-    players = Players(CompanyNetwork(dim), [GroupingNetwork()], [PointerNetwork()])
+    players = Players(LineNetwork(), CompanyNetwork(dim), [GroupingNetwork()], [PointerNetwork()])
     export(path, network, players, 1, (Thresholds(),) * 5, {"hours": 0})
     return path
 

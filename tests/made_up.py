@@ -8,6 +8,7 @@ from realtime_mpe.notes import Thresholds
 from realtime_mpe.training.calibrate import Heard
 from realtime_mpe.training.company import CompanyNetwork
 from realtime_mpe.training.grouping import GroupingNetwork
+from realtime_mpe.training.lines import LineNetwork
 from realtime_mpe.training.mixing import Mixture
 from realtime_mpe.training.players import Players
 from realtime_mpe.training.pointer import PointerNetwork, perform
@@ -20,7 +21,7 @@ LIMITS = Thresholds(on=0.5, off=0.4, onset=0.6, repeat=0.6)
 
 def untrained(embedding_dim: int) -> Players:
     """As they are before they have learnt anything."""
-    return Players(CompanyNetwork(embedding_dim), [GroupingNetwork()], [PointerNetwork()])
+    return Players(LineNetwork(), CompanyNetwork(embedding_dim), [GroupingNetwork()], [PointerNetwork()])
 
 
 def by_timbre(features: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ def alike(some: Notes, voice: np.ndarray, now: int, at_most: int) -> np.ndarray:
 def test_features_are_symmetric_finite_and_of_order_one():
     rng = np.random.default_rng(0)
     for n in (2, 3, MEMORY):
-        features = pair_features(notes(rng, n), 90)
+        features = pair_features(notes(rng, n), np.full((n, n), 99.0), 90)  # as sure as no line can be
         assert features.shape == (n, n, PAIR_FEATURES) and features.dtype == np.float32
         np.testing.assert_allclose(features, features.transpose(1, 0, 2), atol=1e-5)
         assert np.isfinite(features).all() and np.abs(features[~np.eye(n, dtype=bool)]).max() < 12
@@ -31,7 +31,8 @@ def test_features_depend_on_nothing_after_now():
     early = notes(np.random.default_rng(1))
     sounding = early._replace(end=np.where(early.end > 60, np.inf, early.end))
     later = sounding._replace(end=np.where(np.isinf(sounding.end), 1000.0, sounding.end))
-    np.testing.assert_array_equal(pair_features(sounding, 60), pair_features(later, 60))
+    lines = np.zeros((12, 12))
+    np.testing.assert_array_equal(pair_features(sounding, lines, 60), pair_features(later, lines, 60))
 
 
 def test_a_line_is_carried_on_by_the_nearest_note():
@@ -39,7 +40,7 @@ def test_a_line_is_carried_on_by_the_nearest_note():
     line = Notes(
         unit, unit, np.array([30.0, 42.0, 31.0]), np.array([0.0, 0.0, 10.0]), np.array([10.0, 10.0, np.inf]), np.ones(3)
     )
-    carries = pair_features(line, 12)[..., 16]
+    carries = pair_features(line, np.zeros((3, 3)), 12)[..., 16]
     assert carries[0, 2] == 1 and carries[1, 2] == 0
 
 
@@ -63,7 +64,8 @@ def test_sure_groups_link_by_their_mean():
 def partition(seed: int, n: int = 40, k: int = 6) -> tuple[Groups, np.ndarray, np.ndarray]:
     """Groups, and the features and odds they were made of."""
     rng = np.random.default_rng(seed)
-    features = pair_features(notes(rng, n), 90)
+    lines = rng.normal(size=(n, n))
+    features = pair_features(notes(rng, n), lines + lines.T, 90)
     odds = rng.normal(size=(n, n)).astype(np.float32)
     odds += odds.T
     group = np.unique(np.append(np.arange(k), rng.integers(0, k, n - k)), return_inverse=True)[1]
@@ -119,7 +121,7 @@ def test_several_networks_are_of_their_mean_opinion():
             torch.nn.init.zeros_(part.layers[4].weight)
             torch.nn.init.constant_(part.layers[4].bias, opinion)
     grouping = as_grouping(networks)
-    odds = grouping.affinity(pair_features(notes(np.random.default_rng(2), 9), 90))
+    odds = grouping.affinity(pair_features(notes(np.random.default_rng(2), 9), np.zeros((9, 9)), 90))
     np.testing.assert_allclose(odds[np.triu_indices(9, 1)], 1.0)
     np.testing.assert_allclose(grouping.join_odds(np.zeros((3, JOIN_FEATURES), np.float32)), 1.0)
     with pytest.raises(ValueError, match="at least one"):
@@ -190,7 +192,7 @@ def test_grouping_learns_players_from_timbre_and_helps_an_unsure_pointer(monkeyp
     grouping = as_grouping([fit_grouping(train, 8, say=lambda line: None)])
     held_out = study(performance(100, 3), WatchedMemory(8, 0, 1))
     player = np.array([next(iter(o)) for o in held_out.owners()])
-    odds = grouping.affinity(pair_features(held_out.notes(), 200))
+    odds = grouping.affinity(pair_features(held_out.notes(), np.zeros((len(player), len(player))), 200))
     same, apart = player[:, None] == player, ~np.eye(len(player), dtype=bool)
     assert odds[same & apart].mean() > 1.5 and odds[~same].mean() < -1.5
     assert np.abs(odds).max() <= MOST_CERTAIN

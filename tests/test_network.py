@@ -15,6 +15,7 @@ from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfi
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES
+from realtime_mpe.lines import line_inputs
 from realtime_mpe.model import OnnxModel, agreed, log_odds, open_session
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.timbre import timbre_inputs
@@ -24,6 +25,7 @@ from realtime_mpe.training.company import CompanyNetwork
 from realtime_mpe.training.export import differences, export, export_timbre, ridges
 from realtime_mpe.training.frontend import FrontEnd
 from realtime_mpe.training.grouping import GroupingNetwork
+from realtime_mpe.training.lines import LineNetwork
 from realtime_mpe.training.mixing import Mixture
 from realtime_mpe.training.network import LiveNetwork, NetworkConfig, harmonics
 from realtime_mpe.training.players import Players
@@ -100,10 +102,11 @@ HALF = 5e-3  # what half precision of the weights leaves of an output of order o
 def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
     company = CompanyNetwork(SMALL.embedding_dim).eval()
     torch.nn.init.normal_(company.layers[-1].weight)  # before training it changes nothing
+    lines = LineNetwork().eval()
     voters, groupings = ([kind().eval() for _ in range(2)] for kind in (PointerNetwork, GroupingNetwork))
     thresholds = tuple(Thresholds(on=0.5 + k / 20) for k in range(MAX_LOOKAHEAD + 1))
     path = tmp_path / "m.onnx"
-    export(path, network, Players(company, groupings, voters), 2, thresholds, {"hours": 1.5})
+    export(path, network, Players(lines, company, groupings, voters), 2, thresholds, {"hours": 1.5})
     model = OnnxModel(str(path))
     assert differences(network, model, ridges()).max() < HALF
     assert path.stat().st_size < 2.5 * model.info.parameters + 60_000  # bytes: the weights take two each
@@ -116,14 +119,25 @@ def test_exported_file_equals_torch_and_carries_its_metadata(network, tmp_path):
         empty = [v(torch.zeros(1, 3, VOICE_FEATURES), situation, torch.zeros(1, 3).bool())[0, 3:] for v in voters]
     for got, votes in ((model.pointer(features, new), full), (model.pointer(features[:0], new), empty)):
         np.testing.assert_allclose(got, torch.stack(votes).log_softmax(1).mean(0).numpy(), atol=HALF)
-    pairs = pair_features(notes(np.random.default_rng(2)), 90)
+    some = notes(np.random.default_rng(2))
+    each, every_two = line_inputs(some.pitch, some.start, some.end, 90)
+    with torch.no_grad():
+        line_odds = lines(
+            torch.from_numpy(each)[None],
+            torch.from_numpy(every_two).permute(1, 2, 0)[None],
+            torch.ones(1, len(each), dtype=torch.bool),
+        )[0].numpy()
+    apart = ~np.eye(len(each), dtype=bool)
+    np.testing.assert_allclose(
+        model.grouping.lines(some.pitch, some.start, some.end, 90)[apart], line_odds[apart], atol=HALF
+    )
+    pairs = pair_features(some, line_odds, 90)
     groups = np.random.default_rng(3).normal(size=(7, JOIN_FEATURES)).astype(np.float32)
     with torch.no_grad():
         odds, joins = (
             torch.stack([getattr(grouping, part)(torch.from_numpy(x)) for grouping in groupings]).mean(0).numpy()
             for part, x in (("pair", pairs), ("join", groups))
         )
-    apart = ~np.eye(len(odds), dtype=bool)
     np.testing.assert_allclose(model.grouping.affinity(pairs)[apart], odds[apart], atol=HALF)
     np.testing.assert_allclose(model.grouping.join_odds(groups), joins, atol=HALF)
     mean, frames = rng.normal(size=(7, 2 * SMALL.embedding_dim + 1)), rng.uniform(0.5, 32, 7)

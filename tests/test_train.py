@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from realtime_mpe.model import OnnxModel
-from realtime_mpe.training import calibrate, casting, company, fit, grouping, pointer, rendering, stems, train
+from realtime_mpe.training import calibrate, casting, company, fit, grouping, players, pointer, rendering, stems, train
 from realtime_mpe.training.network import NetworkConfig
 from realtime_mpe.training.synth import SynthInstrument
 
@@ -28,6 +28,7 @@ def small(monkeypatch):
     monkeypatch.setattr(fit, "VALIDATION_FRAMES", 256)
     monkeypatch.setattr(calibrate, "GRIDS", {"on": (0.02, 0.5), "off": (0.01,), "onset": (0.5,), "repeat": (0.5,)})
     monkeypatch.setattr(company, "STEPS", 40)
+    monkeypatch.setattr(players, "STEPS_A_PERFORMANCE", 3)
     monkeypatch.setattr(grouping, "FEWEST_STEPS", 50)
     monkeypatch.setattr(pointer, "FOLLOW_TRUTH", (1.0, 0.5))
     monkeypatch.setattr(pointer, "EPOCHS", 2)
@@ -149,8 +150,8 @@ def test_in_chamber_music_every_part_has_an_instrument_that_reaches_it(seed, fam
     rng = np.random.default_rng(seed)
     parts = [np.array([(k, k + 1.0, middle + k, 80) for k in range(5)]) for middle in (80, 62, 40)]
     cast = casting.cast_chamber(orchestra, parts, rng)
-    for players in cast:
-        assert [p.name[0] for p in players] == ["a", "b"] and len({p.name[2:] for p in players}) == 1
+    for able in cast:
+        assert [p.name[0] for p in able] == ["a", "b"] and len({p.name[2:] for p in able}) == 1
     if family == "strings":
         assert {p[0].name[2:] for p in cast} <= {"violin", "viola", "cello"}
         assert casting.out_of_reach(cast[0][0], parts[0][:, 2]) <= casting.SLACK

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from realtime_mpe.affinity import PAIR_FEATURES, Affinity, Notes, pair_features
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES, JOIN_PREFIX, PAIR_PREFIX, Grouping, Groups, linked
+from realtime_mpe.lines import LineOdds, unknown
 from realtime_mpe.timbre import Timbre, alone
 
 from .pointer import Performance, TrueMemory, perceptron, study
@@ -35,10 +36,11 @@ LEARNING_RATE = 3e-3
 
 
 class Look(NamedTuple):
-    """A memory at one moment. begun : how many of the notes, the last ones, have only just begun.  players : of each
-    note, an empty set for a ghost."""
+    """A memory at one moment. lines : log odds of its notes by themselves.  begun : how many of the notes, the last
+    ones, have only just begun.  players : of each note, an empty set for a ghost."""
 
     notes: Notes
+    lines: np.ndarray
     now: float
     begun: int
     players: list[frozenset[int]]
@@ -102,8 +104,9 @@ class GroupingNetwork(nn.Module):
 class WatchedMemory(TrueMemory):
     """Is looked into at random moments."""
 
-    def __init__(self, max_voices: int, seed: int, steps: int, timbre: Timbre = alone):
+    def __init__(self, max_voices: int, seed: int, steps: int, timbre: Timbre = alone, lines: LineOdds = unknown):
         super().__init__(max_voices, steps, timbre)
+        self._known_lines = lines
         self._moments = np.random.default_rng(seed)
         self._looked = 0  # turn
         self.looks: list[Look] = []
@@ -119,20 +122,23 @@ class WatchedMemory(TrueMemory):
         if self._n >= 2:
             notes = self.notes()
             kept = Notes(*(column.astype(np.float32) for column in notes[:2]), *(column.copy() for column in notes[2:]))
-            self.looks.append(Look(kept, self._now - 1 / self._steps, begun, self.owners()))
+            now = self._now - 1 / self._steps
+            lines = self._known_lines(kept.pitch, kept.start, kept.end, now)
+            self.looks.append(Look(kept, lines, now, begun, self.owners()))
 
 
 def fit_grouping(
     train: Sequence[Performance],
     max_voices: int,
     timbre: Timbre = alone,
+    lines: LineOdds = unknown,
     seed: int = 0,
     say: Callable[[str], None] = print,
 ) -> GroupingNetwork:
     """UserError if no two notes are heard whose players are known."""
     watched = []
     for number, performance in enumerate(train):
-        watched.append(study(performance, WatchedMemory(max_voices, seed + number, performance.steps, timbre)))
+        watched.append(study(performance, WatchedMemory(max_voices, seed + number, performance.steps, timbre, lines)))
         watched[-1].look()  # at least once
     rng = np.random.default_rng(seed)
     torch.manual_seed(seed)
@@ -146,7 +152,7 @@ def fit_grouping(
     affinity = Affinity([network.pair.weights()])
     met: list[tuple[np.ndarray, np.ndarray]] = []
     for round_number, follow in enumerate(FOLLOW_TRUTH, 1):
-        grouping = as_grouping([network]) if met else None
+        grouping = as_grouping([network], lines) if met else None
         for memory in watched:
             for number in rng.permutation(len(memory.looks))[:JOIN_LOOKS]:
                 met += joins(memory.looks[number], affinity, grouping, follow, rng)
@@ -170,7 +176,7 @@ def draw_pairs(look: Look, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
     weight = np.where(columns >= len(player) - look.begun, NEWEST, 1.0)
     drawn = rng.choice(len(rows), PAIRS, p=weight / weight.sum())
     rows, columns = rows[drawn], columns[drawn]
-    return pair_features(look.notes, look.now)[rows, columns], player[rows] == player[columns]
+    return pair_features(look.notes, look.lines, look.now)[rows, columns], player[rows] == player[columns]
 
 
 def joins(
@@ -181,7 +187,7 @@ def joins(
     A pair of groups is right to the degree that two notes, one of each, are likely to be one player's. Without a
     grouping, the likeliest join is that with the highest mean of log odds.
     """
-    features = pair_features(look.notes, look.now)
+    features = pair_features(look.notes, look.lines, look.now)
     odds = affinity(features)
     groups = Groups(features, odds, linked(odds))
     share = shares(look.players)
@@ -224,6 +230,6 @@ def agreement(group: np.ndarray, share: np.ndarray) -> tuple[np.ndarray, np.ndar
     return part @ part.T, known[:, 0] > 0
 
 
-def as_grouping(networks: Sequence[GroupingNetwork]) -> Grouping:
+def as_grouping(networks: Sequence[GroupingNetwork], lines: LineOdds = unknown) -> Grouping:
     """What the runtime makes of them: their mean opinion."""
-    return Grouping([network.weights() for network in networks])
+    return Grouping([network.weights() for network in networks], lines)

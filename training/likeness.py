@@ -1,8 +1,8 @@
 """Players who sound more alike than rendered ones: two violins of one maker in one room, one player heard twice.
 
 The instruments of training are further apart in the embedding than those of real ensembles, of which a memory has to
-know that pitch and place in the texture tell more than timbre does. So some performances are heard again as if several
-of their players had nearly one timbre. Nothing has to be rendered for it: their notes are moved towards each other in
+know that pitch and place in the texture tell more than timbre does. So performances are heard again as if several of
+their players had nearly one timbre. Nothing has to be rendered for it: their notes are moved towards each other in
 the embedding.
 """
 
@@ -15,18 +15,15 @@ from realtime_mpe.voices import HISTORY_FRAMES
 
 from .pointer import Performance
 
-LIKENESS_PROBABILITY = 0.5  # of a performance in which some players are brought together
-FAMILY_PROBABILITY = 0.65  # of each of its players to be one of them
-MOST_ALIKE = 0.6  # share of their distance that is taken away, at most
+FAMILY_PROBABILITY = 0.65  # of each of the players to be one of those who are brought together
+MOST_ALIKE = 1.0  # share of their distance that is taken away, at most
 MOST_CROSSED = 0.15  # share of the time in which one of two of them plays on the other's side: else nothing tells them
 FEWEST_NOTES = 3  # of a player whose timbre is known
 
 
 def liken(performance: Performance, rng: np.random.Generator) -> Performance:
-    """The performance itself, or with some of its players more alike. Players whose lines cross are left as they are,
-    as are notes of two players and of none."""
-    if rng.random() >= LIKENESS_PROBABILITY:
-        return performance
+    """The performance with some of its players more alike, or itself if there are no two of them. Players whose lines
+    cross are left as they are, as are notes of two players and of none."""
     spans, owner = notes_of(performance)
     embeddings = performance.embeddings()
     heard = EMBEDDING_FRAMES * performance.steps

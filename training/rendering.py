@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .casting import soloists
 from .samples import load_samples
-from .scores import load_scores
+from .scores import Score, load_scores
 from .shards import SEGMENTS_A_SHARD, cache_segments, write_shards
 from .soundfont import SoundFontDrums, soundfont_instruments
 from .stems import StemCache, render
@@ -75,11 +75,7 @@ def render_sets(
     """Stems in ``out/<set>``: held out, for the voice memory (heard by no network), for networks, and chamber music for
     the voice memory, which is left out where no instrument of the orchestra is among the sounds."""
     train_instruments, held_instruments = instruments(sounds)
-    scores = [score for folder in sounds.scores for score in load_scores(folder)] or None
-    train_scores = held_scores = None
-    if scores:
-        train_scores = [s for s in scores if not is_held_out(s.name)]
-        held_scores = [s for s in scores if is_held_out(s.name)]
+    train_scores, held_scores = scores(sounds)
     drums = SoundFontDrums(sounds.soundfonts[0]) if sounds.soundfonts else None
     plan = {
         "validation": (held_scores, held_instruments, max(segments // 16, FEWEST_SEGMENTS)),
@@ -144,6 +140,14 @@ def instruments(sounds: Sounds) -> tuple[dict, dict]:
         for k, instrument in enumerate(members):
             sides[k % HELD_OUT == HELD_OUT - 3][instrument] = SHARES[kind] / len(members)
     return sides
+
+
+def scores(sounds: Sounds) -> tuple[list[Score] | None, list[Score] | None]:
+    """(training, held out) pieces; None where a composer writes."""
+    given = [score for folder in sounds.scores for score in load_scores(folder)]
+    if not given:
+        return None, None
+    return [s for s in given if not is_held_out(s.name)], [s for s in given if is_held_out(s.name)]
 
 
 def is_held_out(name: str) -> bool:

@@ -222,7 +222,7 @@ def render(
         weights = [1.0 / sources.count(s) for s in sources]
     if len(weights) != len(instruments) or min(weights) <= 0:
         raise ValueError("weights must hold a number above 0 for every instrument")
-    usable = [] if scores is None else [s for s in scores if len(s.parts) >= 2]
+    usable = ensembles(scores)
     if scores is not None and not usable:
         raise UserError("none of the scores has two parts: give other scores, or none to use composed ones")
     folder = Path(out_dir)
@@ -324,7 +324,7 @@ def make_segment(job: Job, index: int) -> dict[str, np.ndarray]:
     rng = np.random.default_rng([job.seed, index])
     n_samples = int(round(job.seconds * SAMPLERATE))
     for _ in range(MAX_DRAWS):  # an excerpt may leave too little within the instruments' ranges: then draw another
-        score = _choose_excerpt(job, rng)
+        score = choose_excerpt(job.scores, job.seconds, rng)
         stems = (_render_chamber if job.chamber else _render_parts)(job, score, n_samples, rng)
         if len({part for part, *_ in stems}) >= 2:
             break
@@ -344,20 +344,26 @@ def make_segment(job: Job, index: int) -> dict[str, np.ndarray]:
     }
 
 
-def _choose_excerpt(job: Job, rng: np.random.Generator) -> Score:
-    """2..6 parts of `job.seconds`, from a given score where there is one that fits."""
+def ensembles(scores: Sequence[Score] | None) -> list[Score]:
+    """Those of two parts at least; nothing of None."""
+    return [s for s in scores or () if len(s.parts) >= 2]
+
+
+def choose_excerpt(scores: Sequence[Score], seconds: float, rng: np.random.Generator) -> Score:
+    """2..6 parts of ``seconds``, from one of ``scores``, which are `ensembles`, where there is one that fits; else, and
+    now and then anyway, from a composed one."""
     excerpt = None
-    if job.scores and rng.random() >= COMPOSED_SHARE:
-        weights = ENSEMBLE_WEIGHT ** np.array([min(len(s.parts), 4) - 2.0 for s in job.scores])
+    if scores and rng.random() >= COMPOSED_SHARE:
+        weights = ENSEMBLE_WEIGHT ** np.array([min(len(s.parts), 4) - 2.0 for s in scores])
         for _ in range(20):
-            choice = int(rng.choice(len(job.scores), p=weights / weights.sum()))
-            excerpt = segment(job.scores[choice], job.seconds, rng)
+            choice = int(rng.choice(len(scores), p=weights / weights.sum()))
+            excerpt = segment(scores[choice], seconds, rng)
             if excerpt is not None:
                 break
     if excerpt is None:
         composed = compose(int(rng.integers(2**31)))
-        start = float(rng.uniform(0, max(composed.duration - job.seconds, 0.0)))
-        excerpt = segment(composed, job.seconds, rng) or cut(composed, start, job.seconds)
+        start = float(rng.uniform(0, max(composed.duration - seconds, 0.0)))
+        excerpt = segment(composed, seconds, rng) or cut(composed, start, seconds)
     parts = excerpt.parts
     if len(parts) > MAX_PARTS:
         chosen = sorted(rng.choice(len(parts), MAX_PARTS, replace=False))

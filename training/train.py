@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
         rate = LEARNING_RATES.get(args.size, FitConfig.learning_rate)
         config = FitConfig(args.hours, learning_rate=rate, seed=args.seed).for_device(device)
         network = fit(out, caches["train"], caches["validation"], config, SIZES[args.size], device)
-        players, thresholds = fit_voices(network, caches, args.performances, args.seed, device)
+        players, thresholds = fit_voices(network, caches, sounds, args.performances, args.seed, device)
     except KeyboardInterrupt:
         print(f"\nstopped; the same command goes on from {out}", file=sys.stderr)
         return 130
@@ -130,7 +130,12 @@ def command(args: argparse.Namespace) -> str:
 
 
 def fit_voices(
-    network: LiveNetwork, caches: dict[str, StemCache], performances: int, seed: int, device: torch.device
+    network: LiveNetwork,
+    caches: dict[str, StemCache],
+    sounds: rendering.Sounds,
+    performances: int,
+    seed: int,
+    device: torch.device,
 ) -> tuple[Players | None, tuple[Thresholds, ...]]:
     """What follows the network and depends on it: thresholds on held-out mixtures; and what tells players apart, if it
     does."""
@@ -153,7 +158,8 @@ def fit_voices(
         if name in caches
     }
     train = heard["memory"] + heard.get("chamber", [])
-    return fit_players(train, heard["validation"], network.config.max_voices, seed), thresholds
+    scores, _ = rendering.scores(sounds)
+    return fit_players(train, heard["validation"], scores, network.config.max_voices, seed), thresholds
 
 
 def music(cache: StemCache, seed: int) -> np.ndarray:
