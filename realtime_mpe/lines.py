@@ -34,7 +34,7 @@ def line_inputs(pitch: np.ndarray, start: np.ndarray, end: np.ndarray, now: floa
     pitch, start = pitch.astype(np.float32), start.astype(np.float32)
     sounding = end > now
     end = np.minimum(end, now + 1).astype(np.float32)
-    length = end - start
+    length = np.maximum(end - start, 0.0)  # a note may be found, by its look-ahead, before its first frame has passed
     higher = pitch - pitch[:, None]
     later = start - start[:, None]
     after = start - end[:, None]  # frames from a row's end to a column's beginning
@@ -67,7 +67,7 @@ def line_inputs(pitch: np.ndarray, start: np.ndarray, end: np.ndarray, now: floa
     notes = (
         (pitch - MIDDLE) / 12,
         np.log1p(length) / 4,
-        np.log1p(now - start) / 6,
+        np.log1p(np.maximum(now - start, 0.0)) / 6,
         np.log1p(np.maximum(now - end, 0.0)) / 5,
         sounding,
         (share * (higher > 0)).sum(1) / 2,

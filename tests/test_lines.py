@@ -40,6 +40,12 @@ def test_inputs_are_of_order_one_and_depend_on_nothing_after_now():
     np.testing.assert_array_equal(notes, later[0])
 
 
+def test_a_note_may_begin_a_little_after_now():
+    """As those do that look-ahead finds early."""
+    lines = as_lines(LineNetwork())
+    assert np.isfinite(lines(np.array([30.0, 40, 50]), np.array([5.0, 11, 12.5]), np.full(3, np.inf), 10.0)).all()
+
+
 def test_odds_are_symmetric_and_do_not_depend_on_the_order_of_the_notes():
     torch.manual_seed(0)
     lines = as_lines(LineNetwork())
