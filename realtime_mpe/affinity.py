@@ -1,7 +1,7 @@
 """Whether two remembered notes are one player's.
 
 A small perceptron looks at every pair of notes: how alike they sound, how alike they are to all the others, how they
-lie in pitch and time, and what is known of them by their `lines`.
+lie in pitch and time, and what their `lines` say.
 """
 
 from collections.abc import Mapping, Sequence
@@ -36,7 +36,7 @@ class Notes(NamedTuple):
 def pair_features(notes: Notes, lines: np.ndarray, now: float) -> np.ndarray:
     """(N, N, PAIR_FEATURES) float32, symmetric, N of at least 2. Each feature lies in memory as one matrix.
 
-    lines : (N, N) log odds of the notes by themselves, see `lines.LineOdds`.  now : the frame up to which notes sound.
+    lines : (N, N) log odds, see `lines.LineOdds`.  now : the frame up to which notes sound.
     """
     n = len(notes.pitch)
     cosine, others, standard, alike_to_all = likeness(notes.unit)

@@ -36,7 +36,7 @@ LEARNING_RATE = 3e-3
 
 
 class Look(NamedTuple):
-    """A memory at one moment. lines : log odds of its notes by themselves.  begun : how many of the notes, the last
+    """A memory at one moment. lines : (N, N) log odds, see `LineOdds`.  begun : how many of the notes, the last
     ones, have only just begun.  players : of each note, an empty set for a ghost."""
 
     notes: Notes
@@ -106,7 +106,7 @@ class WatchedMemory(TrueMemory):
 
     def __init__(self, max_voices: int, seed: int, steps: int, timbre: Timbre = alone, lines: LineOdds = unknown):
         super().__init__(max_voices, steps, timbre)
-        self._known_lines = lines
+        self._lines = lines
         self._moments = np.random.default_rng(seed)
         self._looked = 0  # turn
         self.looks: list[Look] = []
@@ -123,7 +123,7 @@ class WatchedMemory(TrueMemory):
             notes = self.notes()
             kept = Notes(*(column.astype(np.float32) for column in notes[:2]), *(column.copy() for column in notes[2:]))
             now = self._now - 1 / self._steps
-            lines = self._known_lines(kept.pitch, kept.start, kept.end, now)
+            lines = self._lines(kept.pitch, kept.start, kept.end, now)
             self.looks.append(Look(kept, lines, now, begun, self.owners()))
 
 

@@ -22,7 +22,7 @@ from .scores import Score, cut_repeats, humanise, is_polyphonic, split_voices
 from .stems import LINE_PROBABILITY, LINES, SHIFT_PROBABILITY, choose_excerpt, ensembles
 
 DIM, PAIR_DIM, JUDGE_DIM, LAYERS = 64, 32, 48, 3
-STEPS_A_PERFORMANCE = 15  # of those that the rest of the memory learns from: 12,000 steps take half an hour
+STEPS_A_PERFORMANCE = 15  # of those that the rest of the memory learns from
 BATCH = 8  # ensembles
 NOTES = 96  # of an ensemble at one moment, the latest
 LEARNING_RATE, WARMUP_STEPS = 2e-3, 200
