@@ -19,6 +19,7 @@ PAIR_FEATURES = 30
 TOGETHER = 11  # the feature that two notes sound at one time
 LAYERS = (0, 2, 4)  # of a perceptron, among its activations, as training names them
 MOST_CERTAIN = 6.0  # log odds: no single pair decides
+PORTION = 2048  # pairs
 
 
 class Notes(NamedTuple):
@@ -120,6 +121,11 @@ def places(notes: Notes, now: float) -> tuple[np.ndarray, np.ndarray]:
     return (share * above).sum(1), (share * above.T).sum(1)
 
 
+def portions(count: int) -> list[slice]:
+    """Of so many pairs, what to compute at a time: what is found on the way stays in the processor's cache then."""
+    return [slice(first, first + PORTION) for first in range(0, count, PORTION)]
+
+
 def _either(relation: np.ndarray) -> np.ndarray:
     return relation | relation.T
 
@@ -169,7 +175,8 @@ class Affinity:
         n = len(features)
         rows, columns = np.triu_indices(n, 1)
         odds = np.zeros((n, n))
-        pairs = features[rows, columns]
-        opinions = [perceptron(network, pairs).clip(-MOST_CERTAIN, MOST_CERTAIN) for network in self._networks]
-        odds[rows, columns] = odds[columns, rows] = np.mean(opinions, 0)
+        for some in portions(len(rows)):
+            pairs = features[rows[some], columns[some]]
+            opinions = [perceptron(network, pairs).clip(-MOST_CERTAIN, MOST_CERTAIN) for network in self._networks]
+            odds[rows[some], columns[some]] = odds[columns[some], rows[some]] = np.mean(opinions, 0)
         return odds

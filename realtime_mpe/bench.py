@@ -11,7 +11,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -81,6 +81,8 @@ class _Timed:
     def process(self, *args: object) -> object:
         begun = time.perf_counter()
         out = self._stage.process(*args)
+        if isinstance(out, Iterator):  # nothing has happened yet
+            out = list(out)
         self.times.append(time.perf_counter() - begun)
         return out
 
@@ -110,20 +112,16 @@ def measure(model: OnnxModel, seconds: float) -> Report:
     engine = Engine(model, SAMPLERATE, [counter])
     resampler = engine._resampler = _Timed(engine._resampler)
     cqt = engine._cqt = _Timed(engine._cqt)
-    hop = engine._model = _Timed(model)
+    heard = engine._model = _Timed(model)
     whole = _Timed(engine)
     cpu = 0.0
     starts = range(0, len(sound) - BLOCK + 1, BLOCK)
-    counts = []  # of hops that the model had heard after each block
     for k, start in enumerate(starts):
         if k == WARM_UP:
             cpu = time.process_time()
         whole.process(sound[start : start + BLOCK])
-        counts.append(len(hop.times))
     cpu = time.process_time() - cpu
-    # A block completes one hop, the first ones none: the resampler holds 1.25 ms back.
-    model_times = np.diff(np.concatenate([[0.0], np.cumsum(hop.times)])[np.array([0, *counts])])
-    times = [np.array(resampler.times), np.array(cqt.times), model_times]
+    times = [np.array(stage.times) for stage in (resampler, cqt, heard)]
     times += [np.array(whole.times) - sum(times), np.array(whole.times)]
     stages = {name: _stage(values[WARM_UP:]) for name, values in zip(STAGES, times, strict=True)}
     rtf = cpu / ((len(starts) - WARM_UP) * FRAME_SECONDS)

@@ -165,9 +165,8 @@ class Engine:
         self._levels.clear()
 
     def _frames(self, frames: np.ndarray) -> None:
-        for frame in frames:
+        for frame, posteriors in zip(frames, self._model.process(frames), strict=True):
             self._levels.append(frame)
-            posteriors = self._model.process(frame)
             if self._step < 0:
                 self._step += 1
                 continue

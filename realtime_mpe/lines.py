@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .affinity import CHORD_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, OVERLAP_FRAMES
+from .affinity import CHORD_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, OVERLAP_FRAMES, portions
 
 HEADS = 4  # of attention, in every layer
 KINDS, KIND_DIM = 16, 4  # products of two notes' features, by which they are judged beside how they lie
@@ -100,17 +100,26 @@ class Lines:
     def __call__(self, pitch: np.ndarray, start: np.ndarray, end: np.ndarray, now: float) -> np.ndarray:
         notes, pairs = line_inputs(pitch, start, end, now)
         n = len(notes)
-        lie = self._apart("pairs.2", self._apart("pairs.0", pairs.reshape(PAIR_INPUTS, n * n)))
-        heed = self._weights["heed.weight"] @ lie + self._weights["heed.bias"][:, None]
+        pairs = pairs.reshape(PAIR_INPUTS, n * n)
+        lie, heed = (np.empty((len(self._weights[name]), n * n), np.float32) for name in ("pairs.2.bias", "heed.bias"))
+        for some in portions(n * n):
+            lie[:, some] = found = self._apart("pairs.2", self._apart("pairs.0", pairs[:, some]))
+            heed[:, some] = self._weights["heed.weight"] @ found + self._weights["heed.bias"][:, None]
         x = self._linear("notes.2", np.maximum(self._linear("notes.0", notes), 0.0))
         for layer, own in enumerate(heed.reshape(self._layers, HEADS, n, n)):
             x = self._layer(f"layers.{layer}.", x, own)
         x = self._normal("after", x)
         one, other = (self._linear(side, x).reshape(n, KINDS, KIND_DIM).swapaxes(0, 1) for side in ("one", "other"))
-        seen = np.concatenate([lie.reshape(-1, n, n), one @ other.swapaxes(1, 2)])
-        seen = (seen + seen.swapaxes(1, 2)).reshape(-1, n * n)
-        judged = self._weights["judge.2.weight"] @ self._apart("judge.0", seen) + self._weights["judge.2.bias"]
-        return judged.reshape(n, n)
+        kinds = np.concatenate([one, other], 2) @ np.concatenate([other, one], 2).swapaxes(1, 2)  # both sides' sum
+        rows, columns = np.triu_indices(n, 1)
+        pair, seen_from_it = rows * n + columns, columns * n + rows
+        kinds = kinds.reshape(KINDS, n * n)
+        odds = np.zeros((n, n), np.float32)
+        for some in portions(len(rows)):
+            seen = np.concatenate([lie[:, pair[some]] + lie[:, seen_from_it[some]], kinds[:, pair[some]]])
+            judged = self._weights["judge.2.weight"] @ self._apart("judge.0", seen) + self._weights["judge.2.bias"]
+            odds[rows[some], columns[some]] = odds[columns[some], rows[some]] = judged[0]
+        return odds
 
     def _layer(self, name: str, x: np.ndarray, heed: np.ndarray) -> np.ndarray:
         attended = self._linear(name + "attend", self._normal(name + "before", x))

@@ -1,11 +1,11 @@
-"""A model file in ONNX Runtime, one step a call, with everything the engine must know about it in its metadata.
+"""A model file in ONNX Runtime, with everything the engine must know about it in its metadata.
 
 The metadata keys are the interface between training and runtime; `training.export` writes them, this module reads
 them, and a file without them, or made for another front end, is refused.
 """
 
 import json
-from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -52,7 +52,7 @@ class ModelInfo:
     FORMAT and ANALYSIS : what a file of this kind must say of its format and front end.
     """
 
-    FORMAT: ClassVar[str] = "rt-mpe live 2"
+    FORMAT: ClassVar[str] = "rt-mpe live 3"
     ANALYSIS: ClassVar[AnalysisConfig] = AnalysisConfig()
 
     name: str
@@ -210,7 +210,7 @@ def agreed(newest: np.ndarray, before: np.ndarray) -> np.ndarray:
 
 
 class OnnxModel:
-    """``process`` takes one frame, ``steps`` of them a hop, and carries the states of both phases.
+    """``process`` takes frames, ``steps`` of them a hop, and carries the states of both phases.
 
     ``latency`` is 0 frames: look-ahead is the tracker's affair.  session : of the file, if it is open already.
     """
@@ -223,14 +223,14 @@ class OnnxModel:
         self._session = session or open_session(path)
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         outputs = [o.name for o in self._session.get_outputs()]
-        self._silence = {
-            state.name: np.zeros(state.shape, np.uint8 if state.type == "tensor(uint8)" else np.float32)
+        self._kept = {  # shape and type of each state, a row a phase
+            state.name: ((self.steps, *state.shape[1:]), np.uint8 if state.type == "tensor(uint8)" else np.float32)
             for state in self._session.get_inputs()
             if state.name.startswith(STATE_PREFIX)
         }
         self.tells_players = self.info.voices > 1
         heard = Posteriors._fields if self.tells_players else ("mix", "onset")
-        self._outputs = [*heard, *(f"new_{name}" for name in self._silence)]
+        self._outputs = [*heard, *(f"new_{name}" for name in self._kept)]
         missing = sorted({*self._outputs} - {*outputs})
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
@@ -240,7 +240,7 @@ class OnnxModel:
         names = [name for name in outputs if name.startswith(prefixes)]
         try:
             self.reset()
-            silence = self._feed(np.zeros(self._n_bins, np.float32))
+            silence = self._feed(np.zeros((self.steps, self._n_bins), np.float32), slice(None))
             self.pointer = self.grouping = self.timbre = None
             if self.tells_players:  # what does not fit fails here, and not with the first notes
                 *values, embedding = self._session.run([*names, "embedding"], silence)
@@ -252,7 +252,7 @@ class OnnxModel:
                 self.pointer(np.zeros((1, VOICE_FEATURES), np.float32), np.zeros(NEW_FEATURES, np.float32))
                 self.grouping.affinity(np.zeros((2, 2, PAIR_FEATURES), np.float32))
                 self.grouping.join_odds(np.zeros((1, JOIN_FEATURES), np.float32))
-                self.timbre(np.zeros((1, 2 * embedding.shape[1] + 1)), np.ones(1))
+                self.timbre(np.zeros((1, 2 * embedding.shape[2] + 1)), np.ones(1))
         except Exception as error:  # a graph with other inputs or shapes: as many kinds of error as there are ways
             reason = str(error).splitlines()[0][:120]
             raise UserError(f"{path} does not fit its metadata ({reason}); export the model again") from error
@@ -270,24 +270,41 @@ class OnnxModel:
 
     def reset(self) -> None:
         """As if only silence had been heard."""
-        self._states = deque([self._silence] * self.steps)  # of each phase, the next to hear first
+        self._states = {name: np.zeros(*kind) for name, kind in self._kept.items()}
+        self._turn = 0  # the phase that hears next
         self._before: np.ndarray | None = None  # log odds of the other phase: mix, onset
         self._leveller.reset()
 
-    def _feed(self, frame: np.ndarray) -> dict[str, np.ndarray]:
-        return {"frame": frame.reshape(1, 1, self._n_bins), **self._states[0]}
+    def process(self, frames: np.ndarray) -> Iterator[Posteriors]:
+        """(m, n_bins) levels of frames of the front end -> for each Posteriors on which its phase and the one before
+        agree. To be read to its end."""
+        for heard in self.hear(np.array([self._leveller.process(frame) for frame in frames])):
+            newest, before = log_odds(np.stack([heard.mix, heard.onset])), self._before
+            self._before = newest
+            yield heard if before is None else Posteriors(*agreed(newest, before), heard.embedding)
 
-    def process(self, frame: np.ndarray) -> Posteriors:
-        """(n_bins,) levels of one frame of the front end -> Posteriors on which this phase and the one before agree."""
-        heard = self.hear(self._leveller.process(frame))
-        newest, before = log_odds(np.stack([heard.mix, heard.onset])), self._before
-        self._before = newest
-        return heard if before is None else Posteriors(*agreed(newest, before), heard.embedding)
+    def hear(self, frames: np.ndarray) -> Iterator[Posteriors]:
+        """What the phase whose turn it is says of each frame, (m, n_bins) audible levels, by itself.
 
-    def hear(self, frame: np.ndarray) -> Posteriors:
-        """What the phase whose turn it is says of a frame, (n_bins,) audible levels, by itself."""
-        mix, onset, *rest = self._session.run(self._outputs, self._feed(frame))
-        embedding = rest.pop(0) if self.tells_players else np.zeros((mix.shape[1], 1), np.float32)
-        self._states.popleft()
-        self._states.append(dict(zip(self._silence, rest, strict=True)))
-        return Posteriors(mix, onset, embedding)
+        Phases know nothing of each other: where all of them have a frame to hear, they hear in one run, for less.
+        """
+        while len(frames):
+            together = self.steps if len(frames) >= self.steps else 1
+            turns = [(self._turn + k) % self.steps for k in range(together)]  # phase of each frame
+            first, self._turn = min(turns), (self._turn + together) % self.steps
+            phases = slice(first, first + together)
+            now, frames = frames[:together], frames[together:]
+            found = self._session.run(self._outputs, self._feed(now[np.argsort(turns)], phases))
+            outputs, states = found[: -len(self._states)], found[-len(self._states) :]
+            if together == self.steps:
+                self._states = dict(zip(self._states, states, strict=True))
+            else:
+                for state, new in zip(self._states.values(), states, strict=True):
+                    state[phases] = new
+            for turn in turns:
+                mix, onset, *embedding = (output[turn - first] for output in outputs)
+                yield Posteriors(mix, onset, *embedding or [np.zeros((mix.shape[1], 1), np.float32)])
+
+    def _feed(self, frames: np.ndarray, phases: slice) -> dict[str, np.ndarray]:
+        """frames : (m, n_bins), one for each of the phases."""
+        return {"frame": frames[:, None], **{name: state[phases] for name, state in self._states.items()}}

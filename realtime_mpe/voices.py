@@ -35,7 +35,7 @@ from .timbre import Timbre, alone, heard, own, unit
 MEMORY = 128  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
 HISTORY_FRAMES = MAX_LOOKAHEAD + 4  # of embeddings kept for a note that is found a little after it began
-ORDER_EVERY = ((24, 6), (64, 12), (MEMORY + 1, 24))  # up to so many notes, frames between two groupings
+ORDER_EVERY = ((24, 12), (64, 24), (MEMORY + 1, 48))  # up to so many notes, frames between two groupings
 
 SMALLEST_GROUP = 4  # notes; fewer are no player of their own, and stay where they were sent
 

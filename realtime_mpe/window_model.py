@@ -5,6 +5,7 @@ the stage: the declared latency says so. Each slot is a player: what a slot list
 """
 
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -58,8 +59,8 @@ class WindowInfo(ModelInfo):
 class WindowModel:
     """The face of `OnnxModel` for a window network.
 
-    ``steps`` : 1, a frame a hop.  ``latency`` : frames. `process` hands out one frame a call although the network runs
-    every ``stride`` calls, so what it says is always ``stride`` - 1 frames old; within that, and the look-ahead, the
+    ``steps`` : 1, a frame a hop.  ``latency`` : frames. `process` answers every frame although the network runs only
+    with every ``stride``-th, so what it says is always ``stride`` - 1 frames old; within that, and the look-ahead, the
     network has seen what follows.  session : of the file, if it is open already.
     """
 
@@ -87,7 +88,7 @@ class WindowModel:
         """As if only silence had been heard."""
         silence = np.zeros((self.info.window, N_BINS), np.float32)
         self._frames = deque(silence, maxlen=self.info.window)
-        self._age = -1  # calls since the network ran
+        self._age = -1  # frames since the network ran
         self._said: tuple[np.ndarray, np.ndarray] | None = None
 
     def voices(self, players: int | None = None) -> SlotVoices:
@@ -96,20 +97,21 @@ class WindowModel:
             raise UserError(f"{self.info.name} gives notes to its {self.info.voices} slots; leave --players out")
         return SlotVoices(self.info.voices)
 
-    def process(self, frame: np.ndarray) -> Posteriors:
-        """(216,) levels of one frame -> Posteriors of frames that lie `latency` and the look-ahead before it.
+    def process(self, frames: np.ndarray) -> Iterator[Posteriors]:
+        """(m, 216) levels of frames -> for each Posteriors of those that lie `latency` and the look-ahead before it.
 
         The network knows no onsets. The embedding of a pitch is what each slot says of it, (72, K), in the frame of
         look-ahead 0: a note can begin as late as there.
         """
-        self._frames.append(audible(frame))
-        self._age += 1
-        if self._said is None or self._age == self.info.stride:
-            self._said, self._age = self._run(), 0
-        mix, slots = self._said
-        newest = self.info.window - 1 - self.latency + self._age  # column of look-ahead 0
-        rows = mix.T[newest - np.arange(MAX_LOOKAHEAD + 1)]
-        return Posteriors(rows, np.zeros_like(rows), slots[:, :, newest].T)
+        for frame in frames:
+            self._frames.append(audible(frame))
+            self._age += 1
+            if self._said is None or self._age == self.info.stride:
+                self._said, self._age = self._run(), 0
+            mix, slots = self._said
+            newest = self.info.window - 1 - self.latency + self._age  # column of look-ahead 0
+            rows = mix.T[newest - np.arange(MAX_LOOKAHEAD + 1)]
+            yield Posteriors(rows, np.zeros_like(rows), slots[:, :, newest].T)
 
     def _run(self) -> tuple[np.ndarray, np.ndarray]:
         mix, slots = self._session.run(["mix", "slots"], {"window": np.stack(self._frames)[None]})

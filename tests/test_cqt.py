@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 
 from realtime_mpe.analysis import PAPER, AnalysisConfig
-from realtime_mpe.cqt import FLOOR_DB, RANGE_DB, SILENCE, StreamingCqt, bin_frequencies, kernels, level
+from realtime_mpe.cqt import (
+    FLOOR_DB,
+    RANGE_DB,
+    SILENCE,
+    SMOOTHING,
+    THIN,
+    StreamingCqt,
+    audible,
+    bin_frequencies,
+    kernels,
+    level,
+)
 
 CONFIG = AnalysisConfig()
 BOTH = pytest.mark.parametrize("config", [CONFIG, PAPER], ids=["live", "paper"])
@@ -101,12 +112,38 @@ def test_level_is_absolute_and_loudness_moves_it_by_the_decibel():
 def test_overtones_above_the_highest_pitch_are_heard():
     assert CONFIG.n_bins == 3 * 72 + 72
     assert bin_frequencies(CONFIG)[-1] < CONFIG.samplerate / 2 < bin_frequencies(CONFIG)[-1] * 2 ** (1 / 12)
-    banks = [bank.kernels for bank in kernels(CONFIG)]
-    lengths = np.concatenate([np.count_nonzero(bank[:, : bank.shape[1] // 2], axis=0) for bank in banks])
+    reach = {1: 0, THIN: len(SMOOTHING) // 2}  # of a smoothed sample, beyond the next
+    lengths = np.concatenate(
+        [
+            np.count_nonzero(b.kernels[:, : b.kernels.shape[1] // 2], axis=0) * b.thin + reach[b.thin]
+            for b in kernels(CONFIG)
+        ]
+    )
     assert (np.diff(lengths[: 3 * 72]) <= 0).all() and (lengths[3 * 72 :] >= lengths[3 * 72 - 1] - 2).all()
     for midi in (100, 110, 117.6):
         last = StreamingCqt(CONFIG).process(sine(midi))[-1]
         assert abs(int(last.argmax()) - 3 * (midi - 23) - 1) <= 1
+
+
+def test_thin_kernels_hear_what_whole_ones_do(monkeypatch):
+    signal = np.random.default_rng(2).normal(0, 0.1, 20 * CONFIG.hop).astype(np.float32)
+    signal[12 * CONFIG.hop :] = 0.0
+    assert {bank.thin for bank in kernels(CONFIG)} == {1, THIN}
+    thin = StreamingCqt(CONFIG, 2).process(signal)
+    monkeypatch.setattr("realtime_mpe.cqt.THINNED_BELOW", 0.0)
+    assert {bank.thin for bank in kernels(CONFIG)} == {1}
+    whole = StreamingCqt(CONFIG, 2).process(signal)
+    loud = whole > 0.3
+    assert 0.3 < loud.mean() < 0.7
+    np.testing.assert_allclose(thin[loud], whole[loud], atol=5e-3)
+    np.testing.assert_allclose(audible(thin), audible(whole), atol=2e-2)
+
+
+@pytest.mark.parametrize("frequency", [3500.0, 4000.0, 4300.0, 7600.0])
+def test_nothing_high_is_heard_low_by_thin_kernels(frequency):
+    t = np.arange(CONFIG.samplerate) / CONFIG.samplerate
+    levels = StreamingCqt(CONFIG).process(np.sin(2 * np.pi * frequency * t).astype(np.float32))[-1]
+    assert levels.max() > 0.7 and (audible(levels[:144]) == 0).all()
 
 
 def test_steady_sounds_read_as_in_nnaudio():

@@ -338,7 +338,7 @@ def engine(monkeypatch):
         return SimpleNamespace(mix=mix, slots=mix[None], notes=notes)
 
     monkeypatch.setattr(predict, "transcribe_file", transcribe_file)
-    monkeypatch.setattr(evaluate, "check_model", lambda model, live: "rt-mpe live 2")
+    monkeypatch.setattr(evaluate, "check_model", lambda model, live: "rt-mpe live 3")
     monkeypatch.setattr(evaluate, "frame_thresholds", lambda model: None)
     return heard
 
@@ -373,7 +373,7 @@ def test_json_on_standard_output_is_json_alone(folder, engine, capsys):
     assert run("mine.onnx", folder, "--json", "-") == 0
     report = json.loads(capsys.readouterr().out)
     assert report["files"] == 2 and report["seconds"] == 6 and list(report["each"]) == ["duo", "solo"]
-    assert report["thresholds"] == "oracle threshold" and report["format"] == "rt-mpe live 2"
+    assert report["thresholds"] == "oracle threshold" and report["format"] == "rt-mpe live 3"
     assert report["mix_R"] == report["live_mix_R"] == pytest.approx(200 / 3)
     assert report["stem_sources"] == 1.5 and report["stem_beats_rank"] is False
     assert report["each"]["solo"]["stem_strict_F1"] == 100
@@ -540,7 +540,7 @@ def test_what_is_no_folder_is_refused(folder, engine, name):
 
 
 def test_an_error_in_another_process_arrives_as_it_is(folder, monkeypatch):
-    monkeypatch.setattr(evaluate, "check_model", lambda model, live: "rt-mpe live 2")
+    monkeypatch.setattr(evaluate, "check_model", lambda model, live: "rt-mpe live 3")
     with pytest.raises(UserError, match="no-such-model"):
         run("no-such-model", folder, "--jobs", 2)
 

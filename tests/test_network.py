@@ -11,7 +11,7 @@ from conftest import make_tune
 from made_up import notes, untrained
 
 from realtime_mpe.affinity import pair_features
-from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, AnalysisConfig
+from realtime_mpe.analysis import MAX_LOOKAHEAD, N_PITCHES, PAPER, PHASES, AnalysisConfig
 from realtime_mpe.cqt import StreamingCqt
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES
@@ -172,7 +172,7 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
     export(path, network, None, 1, (Thresholds(),) * 5, {})
     model = OnnxModel(str(path))
     assert model.info.parameters <= 20_000 and model.info.voices == 1 and path.stat().st_size < 200_000
-    heard = model.process(np.zeros(N_LIVE_BINS, np.float32))
+    (heard,) = model.process(np.zeros((1, N_LIVE_BINS), np.float32))
     assert heard.embedding.shape == (N_PITCHES, 1)
     assert [voice for _, voice in model.voices().note_ons([(3, 0), (9, 0)], heard.embedding[None], 0)] == [0, 0]
 
@@ -213,7 +213,7 @@ def test_the_engine_s_phases_are_those_that_training_hears(network, tmp_path):
     export(path, network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {})
     model = OnnxModel(str(path))
     (heard,) = hear(network, FrontEnd(), [Mixture(sound, np.zeros((0, 4)))], torch.device("cpu"))
-    live = [model.process(frame) for frame in StreamingCqt(AnalysisConfig(), model.steps).process(sound)]
+    live = list(model.process(StreamingCqt(AnalysisConfig(), model.steps).process(sound)))
     assert heard.steps == model.steps
     for name in ("mix", "onset", "embedding"):
         got = np.stack([getattr(step, name) for step in live])[: len(heard.mix)]
@@ -224,9 +224,24 @@ def test_model_reset_equals_a_new_model(network, tmp_path):
     path = tmp_path / "m.onnx"
     export(path, network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {})
     model, frames = OnnxModel(str(path)), np.random.default_rng(0).random((6, N_LIVE_BINS)).astype(np.float32)
-    first = [model.process(frame).mix for frame in frames]
+    first = [heard.mix for heard in model.process(frames)]
     model.reset()
-    np.testing.assert_array_equal([model.process(frame).mix for frame in frames], first)
+    np.testing.assert_array_equal([heard.mix for heard in model.process(frames)], first)
+
+
+def test_phases_that_hear_in_one_run_say_what_each_says_alone(network, tmp_path):
+    levels = StreamingCqt(AnalysisConfig(), PHASES).process(make_tune(2.0))
+    for shown in (None, levels):  # as they are, and quantised
+        path = tmp_path / "m.onnx"
+        export(path, network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {}, shown)
+        model = OnnxModel(str(path))
+        alone = [heard for frame in levels for heard in model.process(frame[None])]
+        for cuts in ([], [1], [1, 2, 5, 10], [3, 3, 4, 60]):
+            model.reset()
+            pieces = np.split(levels, cuts)
+            together = [heard for piece in pieces for heard in model.process(piece)]
+            for got, want in zip(zip(*together, strict=True), zip(*alone, strict=True), strict=True):
+                np.testing.assert_array_equal(got, want)
 
 
 def test_the_exported_timbre_teacher_equals_torch_and_names_its_front_end(tmp_path):

@@ -191,7 +191,7 @@ def changed(source, target, **changes):
         ({"thresholds": "[]"}, "out of range"),
         ({"analysis": json.dumps({"gamma": 6.0, "alignment": "centre"})}, "gamma 0.0 != 6.0"),
         ({"analysis": json.dumps({"gamma": 0.0})}, "alignment 'centre' != 'right'"),
-        ({"format": "rt-mpe live 2", "analysis": "{}"}, "onset"),
+        ({"format": "rt-mpe live 3", "analysis": "{}"}, "onset"),
     ],
 )
 def test_a_file_that_contradicts_itself_is_refused_in_one_line(rt_mpe, tiny_window_model, tmp_path, changes, reason):
@@ -213,7 +213,7 @@ def test_every_row_speaks_of_its_own_frame_at_every_phase_of_the_stride(model):
         frames[n, 3 * pitch + 1] = 1.0
     model.reset()
     for n, frame in enumerate(frames):
-        posteriors = model.process(frame)
+        (posteriors,) = model.process(frame[None])
         for lookahead, row in enumerate(posteriors.mix):
             spoken_of = n - model.latency - lookahead
             wanted = loud[spoken_of] if spoken_of >= 0 else np.zeros(N_PITCHES, bool)
@@ -235,19 +235,18 @@ def test_more_look_ahead_lets_the_network_see_more_of_what_follows(tiny_window_m
     monkeypatch.setattr(model, "_run", two_ahead)
     frame = np.zeros(N_BINS, np.float32)
     frame[3 * 40 + 1] = 1.0
-    said = [model.process(f).mix[:, 40] > 0.5 for f in (frame, 0 * frame, 0 * frame)]
+    said = [heard.mix[:, 40] > 0.5 for heard in model.process(np.stack([frame, 0 * frame, 0 * frame]))]
     np.testing.assert_array_equal(said, np.eye(MAX_LOOKAHEAD + 1, dtype=bool)[2:])
 
 
 def test_reset_equals_a_new_model(model, tiny_window_model):
     frames = np.random.default_rng(0).random((9, N_BINS)).astype(np.float32)
     model.reset()
-    for frame in frames[:6]:
-        model.process(frame)
+    assert len(list(model.process(frames[:6]))) == 6
     model.reset()
     fresh = WindowModel(str(tiny_window_model))
-    for frame in frames:
-        for got, want in zip(model.process(frame), fresh.process(frame), strict=True):
+    for again, first in zip(model.process(frames), fresh.process(frames), strict=True):
+        for got, want in zip(again, first, strict=True):
             np.testing.assert_array_equal(got, want)
 
 

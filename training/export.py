@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from realtime_mpe.analysis import N_BINS, PAPER, AnalysisConfig
+from realtime_mpe.analysis import N_BINS, PAPER, PHASES, AnalysisConfig
 from realtime_mpe.model import STATE_PREFIX, ModelInfo, OnnxModel
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.window_model import DEFAULT_LOOKAHEAD, DEFAULT_STRIDE, WindowInfo
@@ -38,7 +38,8 @@ Smaller = tuple[Callable[[object], object], Callable[[np.ndarray], float], float
 
 
 class Hop(nn.Module):
-    """The network for exactly one frame, with probabilities instead of logits and no batch axis in its outputs.
+    """The network for exactly one frame of each phase, with probabilities instead of logits and no time axis in its
+    outputs.
 
     mix, onset, embedding where there is one, and the new states.
     """
@@ -49,9 +50,9 @@ class Hop(nn.Module):
 
     def forward(self, frame: Tensor, *states: Tensor) -> tuple[Tensor, ...]:
         outputs, new_states = self.network(frame, list(states))
-        found = [outputs["mix"][0, 0].sigmoid(), outputs["onset"][0, 0].sigmoid()]
+        found = [outputs["mix"][:, 0].sigmoid(), outputs["onset"][:, 0].sigmoid()]
         if "embedding" in outputs:
-            found.append(outputs["embedding"][0, 0])
+            found.append(outputs["embedding"][:, 0])
         return *found, *new_states
 
 
@@ -96,8 +97,8 @@ def export(
 
     weights = players.weights() if players else {}
     network = plain(network)
-    frame = torch.zeros(1, 1, AnalysisConfig().n_bins)
-    states = network.initial_states(1, frame)
+    frame = torch.zeros(PHASES, 1, AnalysisConfig().n_bins)
+    states = network.initial_states(PHASES, frame)
     names = [f"{STATE_PREFIX}{k}" for k in range(len(states))]
     info = ModelInfo(
         name=path.stem,
@@ -128,6 +129,7 @@ def export(
         outputs,
         info.to_metadata(),
         compare,
+        axis="phases",
         change=add_weights,
         smaller=(halved, np.max, HALF_TOLERANCE)
         if levels is None
@@ -218,10 +220,15 @@ def write_onnx(
     outputs: list[str],
     metadata: dict[str, str],
     compare: Callable[[Path], np.ndarray],
+    axis: str = "",
     change: Callable[[object], None] = lambda model: None,
     smaller: Smaller | None = None,
 ) -> None:
-    """Export, check, and only then put in place. change : what else the ONNX graph shall hold."""
+    """Export, check, and only then put in place.
+
+    axis : name of the first one of all inputs and outputs, if it may be of any length.  change : what else the ONNX
+    graph shall hold.
+    """
     import onnx
 
     partial = path.with_suffix(".partial.onnx")
@@ -232,6 +239,7 @@ def write_onnx(
             str(partial),
             input_names=inputs,
             output_names=outputs,
+            dynamic_axes={name: {0: axis} for name in (*inputs, *outputs)} if axis else None,
             opset_version=OPSET,
             dynamo=False,
         )
@@ -310,10 +318,8 @@ def differences(network: LiveNetwork, model: OnnxModel, frames: np.ndarray) -> n
         expected["embedding"] = outputs["embedding"][0]
     model.reset()
     found = []
-    for n, frame in enumerate(frames):
-        for _ in range(model.steps):
-            heard = model.hear(frame)
-            for name, want in expected.items():
-                whole = float(want.abs().max()) if name == "embedding" else 1.0
-                found.append(np.abs(getattr(heard, name) - want[n].numpy()).ravel() / whole)
+    for step, heard in enumerate(model.hear(frames.repeat(model.steps, 0))):
+        for name, want in expected.items():
+            whole = float(want.abs().max()) if name == "embedding" else 1.0
+            found.append(np.abs(getattr(heard, name) - want[step // model.steps].numpy()).ravel() / whole)
     return np.concatenate(found)

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from realtime_mpe.analysis import AnalysisConfig
-from realtime_mpe.cqt import FAINTEST, FLOOR_DB, RANGE_DB, audible, kernels
+from realtime_mpe.cqt import FAINTEST, FLOOR_DB, RANGE_DB, SMOOTHING, THIN, audible, kernels
 
 
 class FrontEnd(nn.Module):
@@ -18,6 +18,7 @@ class FrontEnd(nn.Module):
         self.margin = -(-max(bank.ahead for bank in self.banks) // self.config.hop) * self.config.hop
         for k, bank in enumerate(self.banks):
             self.register_buffer(f"bank{k}", torch.from_numpy(bank.kernels), persistent=False)
+        self.register_buffer("smoothing", torch.from_numpy(SMOOTHING), persistent=False)
 
     def forward(self, audio: Tensor, context: int = 0) -> Tensor:
         """The audible ones of `levels`, as networks are fed with them."""
@@ -34,11 +35,15 @@ class FrontEnd(nn.Module):
         centred = self.margin > 0
         first = context if centred else hop
         rows = (n - 2 * context) // hop + 1 if centred else n // hop
+        thinned = None if centred else F.pad(audio, (len(SMOOTHING) - THIN, 0)).unfold(-1, len(SMOOTHING), THIN)
+        heard = {1: audio, THIN: None if centred else thinned @ self.smoothing}
         levels = []
         for k, bank in enumerate(self.banks):
-            begin, end = first - bank.behind, first + (rows - 1) * hop + bank.ahead
-            piece = F.pad(audio, (max(-begin, 0), max(end - n, 0)))[..., max(begin, 0) : end + max(-begin, 0)]
-            spectrum = piece.unfold(-1, bank.behind + bank.ahead, hop) @ getattr(self, f"bank{k}")
+            samples, at, step = heard[bank.thin], first // bank.thin, hop // bank.thin
+            begin, end = at - bank.behind, at + (rows - 1) * step + bank.ahead
+            piece = F.pad(samples, (max(-begin, 0), max(end - samples.shape[-1], 0)))
+            piece = piece[..., max(begin, 0) : end + max(-begin, 0)]
+            spectrum = piece.unfold(-1, bank.behind + bank.ahead, step) @ getattr(self, f"bank{k}")
             real, imaginary = spectrum.chunk(2, -1)
             decibels = 20.0 * torch.log10(torch.hypot(real, imaginary) + FAINTEST)
             levels.append((decibels - FLOOR_DB) / RANGE_DB)

@@ -160,5 +160,7 @@ def harmonics(frames: Tensor, shifts: Sequence[int]) -> Tensor:
     """The bins of the pitches from frames (B, T, n_bins), in each of H channels bin k + its shift for bin k: (B, H, T,
     N_BINS); silence beyond the reach."""
     below = max(-min(shifts), 0)
-    frames = F.pad(frames[:, None], (below, max(max(shifts), 0)))
-    return torch.cat([frames[..., below + bins : below + bins + N_BINS] for bins in shifts], 1)
+    frames = F.pad(frames, (below, max(max(shifts), 0)))
+    first = [below + bins for bins in shifts]
+    bins = torch.stack([torch.arange(start, start + N_BINS, device=frames.device) for start in first])
+    return frames[..., bins].transpose(1, 2)

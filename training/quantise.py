@@ -53,7 +53,7 @@ def quantised(model, levels: np.ndarray):
 
 
 def keep_states(model) -> None:
-    """Turn the states of a quantised live model, float32 (1, C, context, P), into uint8 (1, context, P, C).
+    """Turn the states of a quantised live model, float32 (B, C, context, P), into uint8 (B, context, P, C).
 
     What a convolution reads is quantised where its state and the newest frame meet: now the frame alone is. Zeros stay
     silence; ValueError if a state can be below them.
@@ -87,8 +87,9 @@ def keep_states(model) -> None:
         graph.node.insert(list(graph.node).index(meeting), quantising)
         graph.node.insert(0, helper.make_node("Transpose", [state.name], [first], perm=[0, 3, 1, 2]))
         graph.node.append(helper.make_node("Transpose", [new_first], [new_state.name], perm=[0, 2, 3, 1]))
-        _, channels, context, pitches = (size.dim_value for size in state.type.tensor_type.shape.dim)
-        kind = helper.make_tensor_type_proto(TensorProto.UINT8, (1, context, pitches, channels))
+        phases, *sizes = state.type.tensor_type.shape.dim
+        channels, context, pitches = (size.dim_value for size in sizes)
+        kind = helper.make_tensor_type_proto(TensorProto.UINT8, (phases.dim_param, context, pitches, channels))
         state.type.CopyFrom(kind)
         new_state.type.CopyFrom(kind)
     del graph.value_info[:]  # what it says of what lies between is no longer so
@@ -100,8 +101,8 @@ def feeds(path: Path, levels: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     frame, *states = session.get_inputs()
-    known = {state.name: np.zeros(state.shape, np.float32) for state in states}
+    known = {state.name: np.zeros((1, *state.shape[1:]), np.float32) for state in states}
     for row in levels:
-        feed = {frame.name: row.reshape(frame.shape).astype(np.float32), **known}
+        feed = {frame.name: row[None, None].astype(np.float32), **known}
         yield feed
         known = dict(zip(known, session.run([f"new_{name}" for name in known], feed), strict=True))
