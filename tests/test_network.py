@@ -1,5 +1,6 @@
 """The network: streaming equals one shot, nothing looks ahead, the exported file equals torch, and the losses learn."""
 
+import copy
 import dataclasses
 import json
 
@@ -20,6 +21,7 @@ from realtime_mpe.model import OnnxModel, agreed, log_odds, open_session
 from realtime_mpe.notes import Thresholds
 from realtime_mpe.timbre import timbre_inputs
 from realtime_mpe.training import export as export_module
+from realtime_mpe.training import quantise
 from realtime_mpe.training.calibrate import hear
 from realtime_mpe.training.company import CompanyNetwork
 from realtime_mpe.training.export import differences, export, export_timbre, ridges
@@ -195,6 +197,23 @@ def test_the_convolutions_are_quantised_by_the_music_they_are_shown(network, tmp
     states = [state for state in model._session.get_inputs() if state.name.startswith("state.")]
     assert all(state.type == "tensor(uint8)" for state in states)
     assert [state.shape[1:] for state in states[:3]] == [[2, N_PITCHES, 16], [2, N_PITCHES, 16], [4, N_PITCHES, 16]]
+
+
+def test_a_state_that_can_be_negative_is_refused(network, tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(quantise, "keep_states", lambda model: made.append(copy.deepcopy(model)))
+    levels = StreamingCqt(AnalysisConfig()).process(make_tune(2.0))
+    export(tmp_path / "m.onnx", network, untrained(SMALL.embedding_dim), 1, (Thresholds(),) * 5, {}, levels)
+    (model,) = made
+    found = "state.0"
+    while (node := next(node for node in model.graph.node if found in node.input)).op_type != "QuantizeLinear":
+        found = node.output[0]
+    zero = next(tensor for tensor in model.graph.initializer if tensor.name == node.input[2])
+    assert onnx.numpy_helper.to_array(zero) == 0
+    zero.CopyFrom(onnx.numpy_helper.from_array(np.array(1, np.uint8), zero.name))
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="state.0 can be negative"):
+        quantise.keep_states(model)
 
 
 def test_two_phases_agree_on_the_mean_of_what_they_say_of_one_label():

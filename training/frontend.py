@@ -35,8 +35,9 @@ class FrontEnd(nn.Module):
         centred = self.margin > 0
         first = context if centred else hop
         rows = (n - 2 * context) // hop + 1 if centred else n // hop
-        thinned = None if centred else F.pad(audio, (len(SMOOTHING) - THIN, 0)).unfold(-1, len(SMOOTHING), THIN)
-        heard = {1: audio, THIN: None if centred else thinned @ self.smoothing}
+        heard = {1: audio}
+        if any(bank.thin == THIN for bank in self.banks):
+            heard[THIN] = F.pad(audio, (len(SMOOTHING) - THIN, 0)).unfold(-1, len(SMOOTHING), THIN) @ self.smoothing
         levels = []
         for k, bank in enumerate(self.banks):
             samples, at, step = heard[bank.thin], first // bank.thin, hop // bank.thin
