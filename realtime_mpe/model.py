@@ -223,24 +223,23 @@ class OnnxModel:
         self._session = session or open_session(path)
         self.info = ModelInfo.from_metadata(self._session.get_modelmeta().custom_metadata_map, str(path))
         outputs = [o.name for o in self._session.get_outputs()]
-        self._kept = {  # shape and type of each state, a row a phase
+        self._state_kinds = {  # shape, with a row a phase, and type
             state.name: ((self.steps, *state.shape[1:]), np.uint8 if state.type == "tensor(uint8)" else np.float32)
             for state in self._session.get_inputs()
             if state.name.startswith(STATE_PREFIX)
         }
         self.tells_players = self.info.voices > 1
         heard = Posteriors._fields if self.tells_players else ("mix", "onset")
-        self._outputs = [*heard, *(f"new_{name}" for name in self._kept)]
+        self._outputs = [*heard, *(f"new_{name}" for name in self._state_kinds)]
         missing = sorted({*self._outputs} - {*outputs})
         if missing:
             raise UserError(f"{path} lacks the outputs {', '.join(missing)}; export the model again")
-        self._n_bins = self.info.analysis.n_bins
         self._leveller = Leveller(FRAME_SECONDS / self.steps)
         prefixes = POINTER_PREFIX, GROUPING_PREFIX, TIMBRE_PREFIX, LINES_PREFIX
         names = [name for name in outputs if name.startswith(prefixes)]
         try:
             self.reset()
-            silence = self._feed(np.zeros((self.steps, self._n_bins), np.float32), slice(None))
+            silence = self._feed(np.zeros((self.steps, self.info.analysis.n_bins), np.float32), slice(None))
             self.pointer = self.grouping = self.timbre = None
             if self.tells_players:  # what does not fit fails here, and not with the first notes
                 *values, embedding = self._session.run([*names, "embedding"], silence)
@@ -270,7 +269,7 @@ class OnnxModel:
 
     def reset(self) -> None:
         """As if only silence had been heard."""
-        self._states = {name: np.zeros(*kind) for name, kind in self._kept.items()}
+        self._states = {name: np.zeros(*kind) for name, kind in self._state_kinds.items()}
         self._turn = 0  # the phase that hears next
         self._before: np.ndarray | None = None  # log odds of the other phase: mix, onset
         self._leveller.reset()

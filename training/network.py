@@ -161,6 +161,6 @@ def harmonics(frames: Tensor, shifts: Sequence[int]) -> Tensor:
     N_BINS); silence beyond the reach."""
     below = max(-min(shifts), 0)
     frames = F.pad(frames, (below, max(max(shifts), 0)))
-    first = [below + bins for bins in shifts]
-    bins = torch.stack([torch.arange(start, start + N_BINS, device=frames.device) for start in first])
+    own = torch.arange(N_BINS, device=frames.device)
+    bins = torch.stack([own + below + shift for shift in shifts])
     return frames[..., bins].transpose(1, 2)
