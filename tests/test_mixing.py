@@ -141,13 +141,17 @@ def test_losses_fall_when_the_outputs_become_right(cache):
     assert onset_loss(right, batch) < 1e-2 < onset_loss(wrong, batch)
     # The least loss is not 0: a note has several right partners and its probability is spread over them.
     assert embedding_loss(right, batch, generator) < embedding_loss(wrong, batch, generator) - 0.5
+    with torch.autocast("cpu", torch.bfloat16):  # as training computes
+        assert embedding_loss(right, batch, generator).dtype == torch.float32
 
 
 def test_an_example_without_notes_can_be_learnt_from():
     empty = Mixture(np.zeros(64 * HOP, np.float32), np.zeros((0, 4)))
     batch = collate([empty, empty], 64)
     network = LiveNetwork(NetworkConfig(channels=16, embedding_channels=16, embedding_dim=8))
-    outputs, _ = network(torch.zeros(2, 64, AnalysisConfig().n_bins))
-    total = mixture_loss(outputs, batch) + embedding_loss(outputs, batch, torch.Generator())
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs, _ = network(torch.zeros(2, 64, AnalysisConfig().n_bins))
+        players = embedding_loss(outputs, batch, torch.Generator())
+        total = mixture_loss(outputs, batch) + players
     total.backward()
-    assert torch.isfinite(total)
+    assert torch.isfinite(total) and players.dtype == torch.float32

@@ -57,6 +57,7 @@ def embedding_loss(outputs: dict[str, Tensor], batch: Batch, generator: torch.Ge
     same_mixture &= ~torch.eye(len(notes), dtype=torch.bool, device=device)
     same_player = same_mixture & (notes[:, None, 1] == notes[None, :, 1])
     usable = same_player.any(1) & (same_mixture & ~same_player).any(1)
-    similarity = (early @ whole.T / TEMPERATURE).masked_fill(~same_mixture, IMPOSSIBLE)
+    with torch.autocast(device.type, enabled=False):  # as the embedding: players differ by less than bfloat16 resolves
+        similarity = (early @ whole.T / TEMPERATURE).masked_fill(~same_mixture, IMPOSSIBLE)
     log_probability = (similarity.log_softmax(1) * same_player).sum(1) / same_player.sum(1).clamp(min=1)
     return -(log_probability * usable).sum() / usable.sum().clamp(min=1)
