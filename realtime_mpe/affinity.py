@@ -5,6 +5,7 @@ lie in pitch and time, and what their `lines` say.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +43,8 @@ def pair_features(notes: Notes, lines: np.ndarray, now: float) -> np.ndarray:
     n = len(notes.pitch)
     cosine, others, standard, alike_to_all = likeness(notes.unit)
     plain_cosine, _, plain_standard, plain_alike_to_all = likeness(notes.plain)
-    rank = np.argsort(np.argsort(cosine, 1), 1) / (n - 1)
+    rank = np.empty((n, n))
+    rank[np.arange(n)[:, None], np.argsort(cosine, 1)] = np.arange(n) / (n - 1)
     neighbours = np.exp((cosine - 1.0) / NEIGHBOUR_WIDTH)
     neighbours = np.sqrt(neighbours / neighbours.sum(1, keepdims=True))
 
@@ -72,7 +74,7 @@ def pair_features(notes: Notes, lines: np.ndarray, now: float) -> np.ndarray:
         3.0 * neighbours @ neighbours.T,
         distance / 12,
         np.exp(-distance / NEAR_PITCHES),
-        distance % 12 == 0,
+        octaves(pitch),
         distance == 0,
         np.log1p(np.maximum(-overlap, 0.0)) / 4,
         together,
@@ -119,6 +121,21 @@ def places(notes: Notes, now: float) -> tuple[np.ndarray, np.ndarray]:
     share = np.maximum(overlap, 0.0) / np.maximum(end - notes.start, 1.0)[:, None]
     above = notes.pitch > notes.pitch[:, None]
     return (share * above).sum(1), (share * above.T).sum(1)
+
+
+def octaves(pitch: np.ndarray) -> np.ndarray:
+    """(N, N) bool, whether two pitch rows are whole octaves apart."""
+    chroma = pitch % 12
+    return chroma[:, None] == chroma
+
+
+@lru_cache(64)
+def pairs_of(n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every two of n, a < b: (M,), (M,), to be read only. Their order is that of numpy's triu_indices."""
+    pairs = np.triu_indices(n, 1)
+    for side in pairs:
+        side.flags.writeable = False
+    return pairs
 
 
 def portions(count: int) -> list[slice]:
@@ -173,7 +190,7 @@ class Affinity:
     def __call__(self, features: np.ndarray) -> np.ndarray:
         """(N, N, PAIR_FEATURES) -> (N, N), symmetric, at most MOST_CERTAIN either way; the diagonal means nothing."""
         n = len(features)
-        rows, columns = np.triu_indices(n, 1)
+        rows, columns = pairs_of(n)
         odds = np.zeros((n, n))
         for some in portions(len(rows)):
             pairs = features[rows[some], columns[some]]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_features, perceptron, stacked
+from .affinity import PAIR_FEATURES, TOGETHER, Affinity, Notes, layers, pair_features, pairs_of, perceptron, stacked
 from .lines import LineOdds, unknown
 
 SURE = 1.0  # mean log odds above which groups join without a second look
@@ -51,7 +51,7 @@ class Groups:
         best, next_best = ranked[:, -1:], ranked[:, -2:-1] if count > 2 else NO_RIVAL
         rival = np.where(odds < best, best, next_best)  # of a row, the best beside a column
 
-        a, b = np.triu_indices(count, 1)
+        a, b = pairs_of(count)
         few, many = np.where(size[a] <= size[b], (a, b), (b, a))
         whole = np.ones(len(a), np.float32)
         known = (
@@ -70,9 +70,8 @@ class Groups:
 
     def join(self, a: int, b: int) -> None:
         """Group b becomes part of group a, a < b; the numbers above b move down."""
-        for axis in (0, 1):
-            sums = np.moveaxis(self._sums, axis, 0)
-            sums[a] += sums[b]
+        self._sums[a] += self._sums[b]
+        self._sums[:, a] += self._sums[:, b]
         self._size[a] += self._size[b]
         kept = np.arange(len(self)) != b
         self._sums, self._size = self._sums[kept][:, kept], self._size[kept]

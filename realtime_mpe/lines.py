@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from .affinity import CHORD_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, OVERLAP_FRAMES, portions
+from .affinity import CHORD_FRAMES, LEGATO_BEFORE, NEAR_PITCHES, OVERLAP_FRAMES, octaves, pairs_of, portions
 
 HEADS = 4  # of attention, in every layer
 KINDS, KIND_DIM = 16, 4  # products of two notes' features, by which they are judged beside how they lie
@@ -49,7 +49,7 @@ def line_inputs(pitch: np.ndarray, start: np.ndarray, end: np.ndarray, now: floa
         distance / 12,
         np.exp(-distance / NEAR_PITCHES),
         distance == 0,
-        distance % 12 == 0,
+        octaves(pitch),
         _logarithm(after),
         _logarithm(after.T),
         _logarithm(later),
@@ -111,7 +111,7 @@ class Lines:
         x = self._normal("after", x)
         one, other = (self._linear(side, x).reshape(n, KINDS, KIND_DIM).swapaxes(0, 1) for side in ("one", "other"))
         kinds = np.concatenate([one, other], 2) @ np.concatenate([other, one], 2).swapaxes(1, 2)  # both sides' sum
-        rows, columns = np.triu_indices(n, 1)
+        rows, columns = pairs_of(n)
         pair, seen_from_it = rows * n + columns, columns * n + rows
         kinds = kinds.reshape(KINDS, n * n)
         odds = np.zeros((n, n), np.float32)
