@@ -32,7 +32,7 @@ from .analysis import MAX_LOOKAHEAD
 from .grouping import Grouping
 from .timbre import Timbre, alone, heard, own, unit
 
-MEMORY = 128  # notes
+MEMORY = 80  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
 HISTORY_FRAMES = MAX_LOOKAHEAD + 4  # of embeddings kept for a note that is found a little after it began
 ORDER_EVERY = ((24, 12), (64, 24), (MEMORY + 1, 48))  # up to so many notes, frames between two groupings
@@ -338,39 +338,37 @@ class VoiceMemory:
         if len(present) > 1:
             second, first = np.sort(near_similarity)[-2:]
             ahead = near_similarity - np.where(near_similarity == first, second, first)
-        return np.stack(
-            (
-                np.where(used, similarity, 0.0).sum(1) / held / (spread + 1e-9),
-                best[:, 0],  # BEST
-                near_similarity,  # NEAR
-                similarity[rows, last],
-                np.where(found, best, 0.0).sum(1) / found.sum(1),
-                spread,
-                near.sum(1) / held,
-                np.abs(from_last) / 12,
-                from_last / 12,
-                np.abs(note.pitch - mean_pitch) / 12,
-                (note.pitch - mean_pitch) / 12,
-                pitch_spread / 12,
-                np.where(used, np.abs(distance), np.inf).min(1) / 12,
-                np.log1p(rest) / 4,
-                (busy == 0) & (rest <= CHORD_FRAMES),
-                busy > 0,  # BUSY
-                np.minimum(busy, 4) / 4,
-                (shared & used).sum(1) / held,
-                np.where(busy > 0, distance[rows, closest], 0.0) / 12,
-                (sounding & (distance % 12 == 0)).any(1),
-                (sounding & (np.abs(note.start - start) <= CHORD_FRAMES)).any(1),
-                (from_last == 0) & np.isfinite(last_end) & (note.start - last_end <= CHORD_FRAMES),
-                np.log1p(counts) / 4,
-                ahead,
-                higher / 2,
-                lower / 2,
-                np.minimum(higher, lower) / 2,
-                crossed / 4,
-            ),
-            1,
+        features = (
+            np.where(used, similarity, 0.0).sum(1) / held / (spread + 1e-9),
+            best[:, 0],  # BEST
+            near_similarity,  # NEAR
+            similarity[rows, last],
+            np.where(found, best, 0.0).sum(1) / found.sum(1),
+            spread,
+            near.sum(1) / held,
+            np.abs(from_last) / 12,
+            from_last / 12,
+            np.abs(note.pitch - mean_pitch) / 12,
+            (note.pitch - mean_pitch) / 12,
+            pitch_spread / 12,
+            np.where(used, np.abs(distance), np.inf).min(1) / 12,
+            np.log1p(rest) / 4,
+            (busy == 0) & (rest <= CHORD_FRAMES),
+            busy > 0,  # BUSY
+            np.minimum(busy, 4) / 4,
+            (shared & used).sum(1) / held,
+            np.where(busy > 0, distance[rows, closest], 0.0) / 12,
+            (sounding & (distance % 12 == 0)).any(1),
+            (sounding & (np.abs(note.start - start) <= CHORD_FRAMES)).any(1),
+            (from_last == 0) & np.isfinite(last_end) & (note.start - last_end <= CHORD_FRAMES),
+            np.log1p(counts) / 4,
+            ahead,
+            higher / 2,
+            lower / 2,
+            np.minimum(higher, lower) / 2,
+            crossed / 4,
         )
+        return np.array(features, np.float32).T
 
 
 class SlotVoices:
