@@ -32,7 +32,7 @@ from .analysis import MAX_LOOKAHEAD
 from .grouping import Grouping
 from .timbre import Timbre, alone, heard, own, unit
 
-MEMORY = 80  # notes
+MEMORY = 128  # notes
 LAST_NOTES = 24  # of a voice, by which the pointer knows it
 HISTORY_FRAMES = MAX_LOOKAHEAD + 4  # of embeddings kept for a note that is found a little after it began
 ORDER_EVERY = ((24, 12), (64, 24), (MEMORY + 1, 48))  # up to so many notes, frames between two groupings
