@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from realtime_mpe.errors import UserError
+from realtime_mpe.errors import UserError, tell
 from realtime_mpe.events import Bend, Note, Program, Status
 from realtime_mpe.sinks import audio_file, json_lines, midi_file, midi_port
 from realtime_mpe.sinks.audio_file import AudioFileSink
@@ -654,12 +654,14 @@ class Screen(io.StringIO):
         return self
 
     def write(self, text):
-        for code, up, char in re.findall(r"(\x1b\[(?:(\d+)F|\?25[lh]|K))|(.|\n)", text):
+        for code, up, char in re.findall(r"(\x1b\[(?:(\d+)F|\?25[lh]|K|J))|(.|\n)", text):
             if up:
                 self.row, self.column = self.row - int(up), 0
                 assert self.row >= 0
             elif code == "\x1b[K":
                 self.lines[self.row] = self.lines[self.row][: self.column]
+            elif code == "\x1b[J":
+                self.lines[self.row :] = [self.lines[self.row][: self.column]]
             elif code:
                 self.cursor = code.endswith("h")
             elif char == "\n":
@@ -701,6 +703,24 @@ def test_terminal_block_is_redrawn_in_place_and_the_cursor_comes_back(screen):
     sink.close()
     sink.close()
     assert screen.cursor and len(screen.lines) == 6
+
+
+def test_what_is_told_meanwhile_stays_on_the_screen(monkeypatch, screen):
+    monkeypatch.setattr("sys.stderr", screen)
+    sink = TerminalSink(screen)
+    tell("before the first block", "warning")
+    sink.status(status(0.1, voices=0))
+    tell("the device has gone", "warning")
+    sink.note_on(note(60, 1.0))
+    sink.status(status(1.0))
+    sink.status(status(2.0))
+    tell("take.wav", "saved")
+    sink.close()
+    tell("and after it", "error")
+    told = ["warning: before the first block", "warning: the device has gone", "saved: take.wav"]
+    assert screen.lines[:3] == [f"rt-mpe: {line}" for line in told]
+    assert screen.lines[3].startswith("rt-mpe   0:02") and screen.lines[6].split() == ["1", "1", "1", "C4", "C4"]
+    assert screen.lines[7:] == ["rt-mpe: error: and after it", ""] and screen.cursor
 
 
 def test_terminal_fits_a_small_screen_whatever_is_played(screen):

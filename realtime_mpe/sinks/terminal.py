@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TextIO
 
 from ..desk import Desk
-from ..errors import UserError
+from ..errors import UserError, drawn_in_place
 from ..events import Note, Status
 from .base import NoteSink
 
@@ -21,7 +21,7 @@ COLUMNS, ROWS = 80, 24  # the least terminal; a larger one is used in height onl
 HEADER_LINES = 3
 
 _HIDE_CURSOR, _SHOW_CURSOR = "\x1b[?25l", "\x1b[?25h"
-_UP, _CLEAR_LINE = "\x1b[{}F", "\x1b[K"
+_UP, _CLEAR_LINE, _CLEAR_BELOW = "\x1b[{}F", "\x1b[K", "\x1b[J"
 _NAMES = ("C", "C#", "D", "D#", "E", "F", "F#", "G", "G#", "A", "A#", "B")
 
 
@@ -59,6 +59,8 @@ class TerminalSink(NoteSink):
         self._drawn_at = -math.inf
         self._logged_second = -1  # of input
         self.closed = False
+        if self._live:
+            drawn_in_place.append(self._clear)
 
     def note_on(self, note: Note) -> None:
         voice = self._voices.setdefault(note.voice, _Voice())
@@ -87,21 +89,33 @@ class TerminalSink(NoteSink):
     def close(self) -> None:
         if self.closed:
             return
-        if self._live and self._drawn_lines:
-            self._draw()
-            self._write(_SHOW_CURSOR)
+        if self._live:
+            drawn_in_place.remove(self._clear)
+            if self._status is not None:
+                self._draw()
+                self._write(_SHOW_CURSOR)
         self.closed = True
 
     def _log(self, seconds: float, text: str) -> None:
         self._logged_second = max(self._logged_second, int(seconds))
         self._write(f"{seconds:8.2f} s  {text}\n")
 
+    def _clear(self) -> None:
+        """Make room for a line of somebody else's, which is to stay."""
+        if self._drawn_lines:
+            self._write(_UP.format(self._up(self._size()[1])) + _CLEAR_BELOW)
+            self._drawn_lines = 0
+
+    def _up(self, rows: int) -> int:
+        """Lines from the cursor to the top of the block."""
+        return min(self._drawn_lines, rows - 1)  # the window may have become smaller
+
     def _draw(self) -> None:
         self._drawn_at = time.monotonic()
         columns, rows = self._size()
         muted = {voice for voice in self._voices if self._desk and not self._desk.audible(voice)}
         lines = _block(self._status, self._voices, muted, self._hint, rows - 1)  # the cursor rests on the line below
-        up = min(self._drawn_lines, rows - 1)  # the window may have become smaller
+        up = self._up(rows)
         out = [_UP.format(up) if up else _HIDE_CURSOR]
         out += [line[: columns - 1].rstrip() + _CLEAR_LINE + "\n" for line in lines]
         self._drawn_lines = len(lines)
