@@ -72,6 +72,7 @@ class NoteTracker:
     def reset(self) -> None:
         self.sounding = np.zeros(self._n_pitches, bool)
         self._onset = np.zeros(self._n_pitches, int)
+        self._end = np.zeros(self._n_pitches, int)  # of the last note
         self._above_repeat = np.zeros(self._n_pitches, bool)
         self._last_sounded = np.full(self._n_pitches, -self._steps * SPLASH_FRAMES - 1)  # in which step
         self._newest = 0  # step of the labels that look-ahead 0 has reached
@@ -98,6 +99,7 @@ class NoteTracker:
             confirmed = np.minimum(mix[lookahead], mix[later]) >= limits.on
             begun &= ~self._beside() | confirmed | (mix[lookahead] >= SURE)
         events = [NoteEvent(False, int(p), later_step) for p in np.flatnonzero(ended | repeated)]
+        self._end[ended | repeated] = later_step
         for p in np.flatnonzero(repeated):
             events.append(NoteEvent(True, int(p), later_step))
             self._onset[p] = later_step
@@ -105,7 +107,7 @@ class NoteTracker:
             back = int(np.argmax(onset[lookahead:, p]))
             if onset[lookahead + back, p] < limits.onset / 2:
                 back = 0
-            start = max(step - self._steps * back, 0)
+            start = max(step - self._steps * back, int(self._end[p]))  # no note begins within the one before
             events.append(NoteEvent(True, int(p), start))
             self._onset[p] = start
         self.sounding = (self.sounding & ~ended) | begun

@@ -111,16 +111,22 @@ def test_flush_ends_whatever_sounds():
     assert tracker.flush() == []
 
 
-def test_random_posteriors_never_begin_a_sounding_note_or_end_a_silent_one():
+@pytest.mark.parametrize("lookahead", (0, 1, 4))
+def test_random_posteriors_never_begin_a_sounding_note_or_end_a_silent_one(lookahead):
     rng = np.random.default_rng(3)
-    tracker = NoteTracker(8, LIMITS, 1)
-    sounding = set()
+    tracker = NoteTracker(8, LIMITS, lookahead, steps=2)
+    sounding, last = {}, {}
     for _ in range(2000):
         mix, onset = rng.random((2, MAX_LOOKAHEAD + 1, 8))
-        for event in tracker.process(mix, onset):
-            assert (event.pitch in sounding) != event.on
-            (sounding.add if event.on else sounding.remove)(event.pitch)
-        assert sounding == set(np.flatnonzero(tracker.sounding))
+        for on, pitch, step in tracker.process(mix, onset):
+            assert (pitch in sounding) != on
+            if on:
+                assert step >= last.get(pitch, 0), "begins within the note before"
+                sounding[pitch] = step
+            else:
+                assert step > sounding.pop(pitch)
+                last[pitch] = step
+        assert set(sounding) == set(np.flatnonzero(tracker.sounding))
 
 
 def test_sensitivity_moves_all_thresholds_one_way_and_half_moves_none():
