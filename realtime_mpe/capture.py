@@ -166,6 +166,9 @@ class Child:
             found = json.loads(line) if line else {}
         except ValueError:
             found = {}
+        except BaseException:  # Ctrl-C: it may hang for ever, and nobody else knows of it yet
+            self._process.kill()
+            raise
         finally:
             timer.cancel()
         if "name" in found:

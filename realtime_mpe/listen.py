@@ -137,12 +137,17 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():  # only the main thread may ask for signals
             yield
             return
-        before = {number: signal.signal(number, self) for number in STOPPING}
+        before = {number: signal.signal(number, self) for number in STOPPING if not nohup(number)}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def nohup(number: int) -> bool:
+    """Whether this signal says that the terminal has gone, and whoever started the program wants it to go on then."""
+    return number == getattr(signal, "SIGHUP", None) and signal.getsignal(number) is signal.SIG_IGN
 
 
 def print_devices() -> int:

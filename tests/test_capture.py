@@ -124,6 +124,22 @@ def test_a_sound_system_that_hangs_is_left_alone(devices, monkeypatch):
         assert len(next(block for block in blocks if len(block.samples)).samples)
 
 
+def test_an_interrupt_while_a_device_opens_leaves_no_process_behind(devices, monkeypatch):
+    monkeypatch.setenv("FAKE_HANG", "60")
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(capture.subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    pressed = threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT))
+    pressed.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            Capture("mic")
+    finally:
+        pressed.join()
+        signal.signal(signal.SIGINT, before)
+    assert started[0].wait(5.0) != 0
+
+
 def test_the_show_goes_on_while_the_device_is_away(devices):
     with Capture("mic") as source:
         blocks = source.blocks()

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from realtime_mpe.errors import UserError, tell
+from realtime_mpe.errors import UserError, drawn_in_place, tell
 from realtime_mpe.events import Bend, Note, Program, Status
 from realtime_mpe.sinks import audio_file, json_lines, midi_file, midi_port
 from realtime_mpe.sinks.audio_file import AudioFileSink
@@ -533,6 +533,23 @@ def test_port_that_fails_says_so_once_and_plays_on_when_it_is_back(fake, monkeyp
     sink.note_off(note(60, offset=3.0))  # of before: not sounding there any more
     sink.note_on(note(67))
     assert rtmidi.outs[-1].sent == [(0x90, 67, 70)]
+
+
+def test_a_port_that_is_back_is_told_of_the_mpe_zone_whatever_was_played_meanwhile(fake, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(midi_port.time, "monotonic", lambda: now[0])
+    rtmidi = fake(jack=["synth:in"])
+    sink = MidiPortSink("synth", mpe=True)
+    sink.note_on(note(60, channel=2))
+    told = rtmidi.outs[-1].sent[:-1]  # before the note
+    assert len(told) == 10
+    rtmidi.outs[-1].broken = True
+    sink.note_on(note(62, channel=2))
+    sink.note_on(note(64, channel=2))
+    now[0] = 2.5
+    sink.status(status())
+    sink.note_on(note(65, channel=2))
+    assert rtmidi.outs[-1].sent == [*told, (0x91, 65, 70)]
     sink.close()
 
 
@@ -683,7 +700,8 @@ def screen(monkeypatch):
     clock = iter(range(10_000))
     monkeypatch.setattr("realtime_mpe.sinks.terminal.time.monotonic", lambda: next(clock))
     monkeypatch.setattr("realtime_mpe.sinks.terminal.os.get_terminal_size", lambda s: (s.columns, s.rows))
-    return Screen()
+    yield Screen()
+    drawn_in_place.clear()  # of sinks that were not closed
 
 
 def test_terminal_block_is_redrawn_in_place_and_the_cursor_comes_back(screen):

@@ -162,6 +162,8 @@ class _PortSink(NoteSink):
 
     def _prepare(self, channel: int) -> None:
         """Tell the receiver, once, how far the wheel goes on this channel, and that there is an MPE zone."""
+        if self._out is None:
+            return  # who comes back has to be told
         if self._mpe and not self._zoned:
             self._zoned = True
             self._parameter(1, _MPE_CONFIGURATION, len(MpeZone.MEMBERS))

@@ -1,7 +1,8 @@
 """As much of sounddevice as the program uses, for its child processes: devices that come and go as files do.
 
 $FAKE_DEVICES names a folder; a file NAME in it is a device, its content "rate inputs". An open stream sends a tone of
-440 Hz in time, and is no longer active once its file has gone, or has another rate.
+440 Hz in time, and is no longer active once its file has gone, or has another rate. The sound system says nothing for
+$FAKE_HANG seconds.
 """
 
 import os
@@ -24,6 +25,7 @@ def _devices():
 
 
 def query_devices(device=None, kind=None):
+    time.sleep(float(os.environ.get("FAKE_HANG", 0)))
     found = []
     for index, path in enumerate(_devices()):
         rate, inputs = map(int, path.read_text().split())
