@@ -105,8 +105,8 @@ def ensemble(seconds: float, samplerate: int = SAMPLERATE) -> np.ndarray:
 
 def measure(model: OnnxModel, seconds: float) -> Report:
     """Run `seconds` of `ensemble` through an engine in this process."""
-    if not seconds >= 1.0:
-        raise UserError(f"{seconds:g} s are too few to measure; give at least 1")
+    if not 1.0 <= seconds < np.inf:
+        raise UserError(f"{seconds:g} s cannot be measured; give at least 1, and an end")
     sound = ensemble(seconds)
     counter = _Counter()
     engine = Engine(model, SAMPLERATE, [counter])
@@ -196,7 +196,7 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option} says something about a recording only; add --latency FILE")
     if args.soak is not None:
         return run_soak(args)
-    start_seconds, peak_mb = measure_fresh_process(args.model) if args.seconds >= 1.0 else (None, None)
+    start_seconds, peak_mb = measure_fresh_process(args.model) if 1.0 <= args.seconds < np.inf else (None, None)
     report = measure(load_model(args.model), args.seconds)
     facts = asdict(report) | {"start_seconds": start_seconds, "peak_mb": peak_mb, "machine": machine()}
     print(json.dumps(facts, indent=1) if args.json else "\n".join(table(facts)))
@@ -228,8 +228,8 @@ def run_latency(args: argparse.Namespace) -> int:
 
 def run_soak(args: argparse.Namespace) -> int:
     """`rt-mpe bench --soak`: see `soak`. 1 if a note hangs or is missing in the take."""
-    if not args.soak > 0:
-        raise UserError(f"--soak {args.soak:g} h is impossible; give more than 0")
+    if not 0 < args.soak < np.inf:
+        raise UserError(f"--soak {args.soak:g} h is impossible; give more than 0, and an end")
     found = soak.soak(load_model(args.model), args.soak)
     print(json.dumps(asdict(found), indent=1) if args.json else "\n".join(soak.table(found)))
     return int(found.unended > 0 or found.taken != found.notes)

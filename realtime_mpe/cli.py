@@ -5,6 +5,7 @@ was lost; 70 a fault of the program itself; 130 interrupted; 141 the reader of t
 """
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -63,6 +64,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception as fault:
             if debug:
                 raise
+            if isinstance(fault, OSError) and fault.errno == errno.ENOSPC:
+                forget_output()
+                tell(f"the output cannot be written: {fault.strerror}")
+                return ERROR
             reason = " ".join(str(fault).split())
             tell(f"{type(fault).__name__}: {reason}; this should not happen: please report it with what --debug shows")
             return FAULT

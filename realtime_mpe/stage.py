@@ -5,6 +5,7 @@ source -> engine -> desk -> what is played on
 """
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -51,8 +52,8 @@ def others(args: argparse.Namespace) -> list[str]:
     """The other sinks, the terminal included."""
     specs = [] if args.quiet else ["terminal"]
     if args.record is not None:
-        if not args.record:
-            raise UserError("--record needs a file name, as in --record take")
+        if not args.record or args.record.endswith(("/", os.sep)) or os.path.isdir(args.record):
+            raise UserError(f"--record needs a file name, not {args.record!r}: write --record take")
         kind = TAKES.get(Path(args.record).suffix.lower())
         whole = [f"record:{args.record}.mid", f"audio:{args.record}.wav"]
         specs += [f"{kind}:{args.record}"] if kind else whole

@@ -203,10 +203,14 @@ def plan(files: Sequence[str], out: str | None, posteriorgrams: str | None) -> l
 def _targets(files: Sequence[str], out: str | None, suffixes: Sequence[str]) -> list[Path | None]:
     if out is None:
         return [None] * len(files)
-    folder = Path(out).expanduser()
-    if folder.suffix.lower() in suffixes and not folder.is_dir():
+    folder = Path(os.path.expanduser(out))
+    if folder.suffix.lower() in suffixes and not os.path.isdir(folder):
         if len(files) > 1:
             raise UserError(f"{out!r} cannot take {len(files)} files; give a folder")
+        if not os.path.isdir(folder.parent):
+            raise UserError(
+                f"there is no folder {str(folder.parent)!r} for {folder.name!r}: make it, or choose another"
+            )
         return [folder]
     paths = [folder / f"{Path(file).stem}{suffixes[0]}" for file in files]
     for path in paths:
@@ -234,10 +238,10 @@ def _transcribe(job: Job, model: OnnxModel, settings: Settings, channel: int | N
         )
     finally:
         bar.clear()
-    if job.npz is not None:
-        heard.save(job.npz)
     if sink is not None:
         sink.close()
+    if job.npz is not None:
+        heard.save(job.npz)
     return heard
 
 

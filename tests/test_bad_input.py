@@ -395,10 +395,20 @@ def test_transcribing_onto_a_full_disk(rt_mpe, tiny_model, tune_wav, tmp_path, f
         (["listen", "--source", "file:WAV", "--sink", "no.such.module:Sink"], "no.such.module"),
         (["listen", "--source", "file:WAV", "--quiet"], "nothing to play to"),
         (["listen", "--source", "file:WAV", "--record", ""], "needs a file name"),
+        (["listen", "--source", "file:WAV", "--record", "takes/"], "needs a file name, not 'takes/'"),
+        (["listen", "--source", "file:WAV", "--record", os.curdir], "needs a file name, not '.'"),
+        (["listen", "--source", "file:WAV", "--record", "take.mid", "--record-offset", "nan"], "by nan ms"),
+        (["listen", "--source", "file:WAV", "--osc", "192.168.1..5:9000"], "'192.168.1..5:9000'"),
         (["transcribe", "WAV"], "-o OUT"),
         (["transcribe", "-o", "x.mid"], "FILE"),
         (["transcribe", "WAV", "WAV", "-o", "x.mid"], "2 files"),
         (["transcribe", "WAV", "-o", "x.mid", "--lookahead", "-1"], "look-ahead -1"),
+        (["transcribe", "WAV", "-o", "~nobody-of-this-name/x.mid"], "no folder '~nobody-of-this-name'"),
+        (["transcribe", "WAV", "-o", f"{'x' * 300}.mid"], "name too long"),
+        (["transcribe", "WAV", "--posteriorgrams", "nowhere/x.npz"], "no folder 'nowhere'"),
+        (["bench", "--seconds", "inf"], "inf s"),
+        (["bench", "--soak", "inf"], "inf h"),
+        (["export", "WAV", "-o", "x.onnx"], "run.json"),
         (["sing"], "'sing'"),
         (["listen", "--loud"], "--loud"),
     ],
@@ -410,6 +420,23 @@ def test_arguments_that_cannot_be(rt_mpe, tiny_model, tune_wav, tmp_path, monkey
         argv += ["--model", str(tiny_model)]
     refused(rt_mpe(*argv), wanted)
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a system without /dev/full")
+def test_results_that_nobody_can_keep():
+    command = [sys.executable, "-m", "realtime_mpe.cli", "info"]
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ended.returncode == 2
+    assert ended.stderr == "rt-mpe: error: the output cannot be written: No space left on device\n"
+
+
+def test_notes_are_kept_though_their_probabilities_cannot_be(rt_mpe, tiny_model, tune_wav, tmp_path):
+    (tmp_path / "x.npz").mkdir()
+    (tmp_path / "x.npz" / "tune.npz").mkdir()
+    options = ["--posteriorgrams", tmp_path / "x.npz", "--model", tiny_model]
+    refused(rt_mpe("transcribe", tune_wav, "-o", tmp_path / "x.mid", *options), "tune.npz")
+    assert played(tmp_path / "x.mid")[0] > 1
 
 
 # In a process of its own
@@ -448,6 +475,22 @@ def test_a_signal_ends_the_notes_and_saves_the_take(tiny_model, tmp_path, tune, 
     shown = "".join(lines) + out
     assert shown.count("note_on") == shown.count("note_off") >= 4
     assert played(take) == (shown.count("note_on"), shown.count("note_off"))
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without SIGHUP")
+def test_what_is_started_with_nohup_outlasts_the_terminal(tiny_model, tmp_path, tune):
+    soundfile.write(tmp_path / "tune.wav", tune(), 16_000)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it to its child
+    try:
+        process = start("listen", "--source", f"file:{tmp_path / 'tune.wav'}", "--model", tiny_model)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    with process:
+        first = process.stdout.readline()
+        process.send_signal(signal.SIGHUP)
+        out, err = process.communicate(timeout=20)
+    assert process.returncode == 0, err
+    assert float((first + out).splitlines()[-1].split()[0]) > 0.9 * len(tune()) / 16_000
 
 
 def test_an_interrupted_transcription_says_so_in_one_line(tiny_model, tmp_path, tune):

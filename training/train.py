@@ -180,7 +180,7 @@ def export_run(run: Path, path: Path) -> None:
             players = Players.load(run / PLAYERS_FILE, network.config.embedding_dim)
         if network.config.channels >= QUANTISED_FROM:
             levels = np.load(run / LEVELS_FILE).astype(np.float32)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         missing = Path(error.filename).name
         raise UserError(f"{run} holds no finished training (no {missing}); run rt-mpe train -o {run}") from error
     except (TypeError, ValueError, RuntimeError) as error:  # other networks, or of other shapes

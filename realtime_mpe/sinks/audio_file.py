@@ -36,7 +36,7 @@ class AudioFileSink(NoteSink):
     def __init__(self, path: str | Path, samplerate: int) -> None:
         if not str(path):
             raise UserError("the recording needs a file name, such as audio:take.wav")
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         self._samplerate = samplerate
         self._coming = samplerate
         self._resampler: Resampler | None = None

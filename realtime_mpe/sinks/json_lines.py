@@ -30,7 +30,7 @@ class JsonLinesSink(NoteSink):
         if self._name in ("-", ""):
             self._file, self._own = sys.stdout, False
             return
-        path = Path(path).expanduser()
+        path = Path(os.path.expanduser(path))
         try:
             if path.is_file() and not overwrite:
                 raise UserError(f"{self._name!r} is there already: move it away, or choose another name")

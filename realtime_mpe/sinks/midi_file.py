@@ -5,6 +5,7 @@ that a take of hours is saved as quickly as one of a minute.
 """
 
 import logging
+import math
 import os
 import struct
 import tempfile
@@ -39,7 +40,7 @@ class MidiFileSink(NoteSink):
     """
 
     def __init__(self, path: str | Path, overwrite: bool = False, offset: float = 0.0) -> None:
-        self.path = Path(path).expanduser()
+        self.path = Path(os.path.expanduser(path))
         if not str(path):
             raise UserError("the recording needs a file name, such as record:take.mid")
         try:
@@ -54,6 +55,8 @@ class MidiFileSink(NoteSink):
                 pass
         except OSError as e:
             raise UserError(f"cannot record to {str(self.path)!r}: {_reason(e)}; choose another place") from e
+        if not math.isfinite(offset):
+            raise UserError(f"notes cannot be moved by {offset} ms; give a number")
         self._take = Take(offset / 1000.0)
         self._unsaved = False
         self._next_save = time.monotonic() + CHECKPOINT_SECONDS

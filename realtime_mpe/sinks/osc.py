@@ -28,8 +28,9 @@ class OscSink(NoteSink):
             raise UserError(f"{address!r} is no address to send OSC to; write HOST:PORT, as in 127.0.0.1:9000")
         try:
             self._client = SimpleUDPClient(host, int(port))
-        except OSError as e:
-            raise UserError(f"OSC cannot be sent to {address!r}: {e.strerror or e}; check the host's name") from e
+        except (OSError, UnicodeError) as e:  # the latter of a name with an empty part
+            reason = getattr(e, "strerror", None) or e
+            raise UserError(f"OSC cannot be sent to {address!r}: {reason}; check the host's name") from e
         self.closed = False
 
     def note_on(self, note: Note) -> None:
