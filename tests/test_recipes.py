@@ -246,23 +246,24 @@ def losses_of(run) -> list[dict]:
     return [json.loads(line) for line in (run / "curve.jsonl").read_text().splitlines()]
 
 
-def test_a_training_interrupted_within_an_epoch_goes_on_to_the_same_curve(few, fabric, shards, tmp_path, monkeypatch):
+@pytest.mark.parametrize("step", (4, 6))  # of six: in the midst of an epoch, and before the last validation
+def test_an_interrupted_training_goes_on_to_the_same_curve(step, few, fabric, shards, tmp_path, monkeypatch):
     recipe, budget = load_recipe("exp1c"), Budget(examples=48, per_epoch=24)
     fit_recipe(tmp_path / "whole", recipe, shards, budget, fabric, say=lambda line: None)
 
     steps = []
 
-    def stop_after_four(pressed, fabric):
+    def stop(pressed, fabric):
         steps.append(1)
-        return len(steps) == 4
+        return len(steps) == step
 
-    monkeypatch.setattr(fitting, "agreed", stop_after_four)
+    monkeypatch.setattr(fitting, "agreed", stop)
     said = []
     with pytest.raises(KeyboardInterrupt):
         fit_recipe(tmp_path / "parts", recipe, shards, budget, fabric, say=said.append)
     assert len(losses_of(tmp_path / "parts")) == 1  # in the second epoch
     fit_recipe(tmp_path / "parts", recipe, shards, budget, fabric, say=said.append)
-    assert any("resuming after 32 of 48" in line for line in said)
+    assert any(f"resuming after {8 * step} of 48" in line for line in said)
     assert losses_of(tmp_path / "parts") == losses_of(tmp_path / "whole")
     networks = [best_network(tmp_path / name, recipe) for name in ("whole", "parts")]
     for a, b in zip(*(n.state_dict().values() for n in networks), strict=True):

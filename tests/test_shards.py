@@ -1,5 +1,6 @@
 """Shards: what is packed comes out again, every process gets its own, and windows of it have the right targets."""
 
+import itertools
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from realtime_mpe.training.shards import piece_segments, read_segments, shard_pa
 from realtime_mpe.training.slots import WINDOW
 from realtime_mpe.training.stems import Segment, StemCache
 from realtime_mpe.training.synth import SynthInstrument
-from realtime_mpe.training.windows import SourceTable, Windows, collate, cut, family_index
+from realtime_mpe.training.windows import Examples, SegmentPool, SourceTable, Windows, collate, cut, family_index
 
 
 def take(stream, count):
@@ -70,6 +71,28 @@ def test_the_same_epoch_is_the_same_and_the_next_another(shards):
     np.testing.assert_array_equal(first, again)
     windows.epoch = 1
     assert not np.array_equal(first, np.stack([w.audio for w in windows]))
+
+
+@pytest.mark.parametrize("isolated", (1, 0))
+def test_strangers_come_from_stems_that_can_be_heard_alone(isolated):
+    def segment(mixture):
+        return Segment(np.zeros((1, 9), np.int16), np.zeros((0, 5)), np.zeros(1, int), ["a:1"], "", mixture=mixture)
+
+    kinds = itertools.cycle([np.zeros(9, np.int16)] * 7 + [None] * isolated)
+    pool = SegmentPool(map(segment, kinds), np.random.default_rng(0))
+    for _ in range(60):
+        drawn = pool.draw()
+        stranger, _ = pool.stranger()
+        assert stranger.mixture is None if isolated else stranger is drawn
+
+
+def test_data_of_which_nothing_can_be_used_end_the_search(shards):
+    class Nothing(Examples):
+        def make(self, pool, rng):
+            return None
+
+    with pytest.raises(UserError, match="no stems that sound"):
+        next(iter(Nothing(shard_paths(shards / "train"), 1, seed=0)))
 
 
 def test_targets_are_where_the_notes_are():

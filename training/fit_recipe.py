@@ -216,7 +216,8 @@ def fit_recipe(
         tell(f"resuming after {progress['step'] * schedule.batch_size} of {total} examples")
     clock = Clock(progress)
     with interrupt_between_steps() as interrupted:
-        while progress["step"] < steps and progress["stale"] < schedule.patience:
+        # Until the last step has been validated too, which an interruption may have come between.
+        while (progress["step"] < steps or progress["batch"]) and progress["stale"] < schedule.patience:
             examples = task.examples(per_epoch * schedule.batch_size // world)
             examples.epoch = progress["epoch"]
             loader = DataLoader(
@@ -224,6 +225,8 @@ def fit_recipe(
             )
             module.train()
             for number, batch in enumerate(loader):
+                if progress["step"] >= steps:
+                    break
                 if number < progress["batch"]:  # heard before the interruption
                     continue
                 for group in optimizer.param_groups:
@@ -249,11 +252,9 @@ def fit_recipe(
                 if agreed(interrupted, fabric):
                     save()
                     raise KeyboardInterrupt
-                if progress["step"] >= steps:
-                    break
 
             module.eval()
-            figures = task.validate(network)
+            figures = fabric.broadcast(task.validate(network))  # what is decided by them has to be the same everywhere
             if figures["loss"] < progress["best"]:
                 progress.update(best=figures["loss"], stale=0)
                 best = {name: value.detach().cpu().clone() for name, value in network.state_dict().items()}

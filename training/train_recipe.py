@@ -200,8 +200,10 @@ def held_out_mixtures(data: Path) -> list[Mixture]:
         if len(segments) == CALIBRATION_MIXTURES:
             break
 
+    isolated = [segment for segment in segments if segment.mixture is None]
+
     def stranger():
-        segment = segments[int(rng.integers(len(segments)))]
+        segment = isolated[int(rng.integers(len(isolated)))]
         return segment, int(rng.choice(np.flatnonzero(segment.part >= 0)))
 
     return [mix(segment, CALIBRATION_SECONDS, rng, stranger) for segment in segments]

@@ -16,6 +16,7 @@ from torch.utils.data import IterableDataset
 from webdataset.utils import pytorch_worker_info
 
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, N_PITCHES, PAPER, SAMPLERATE
+from realtime_mpe.errors import UserError
 
 from .data.datasets import FAMILIES
 from .data.own import family_of_source
@@ -29,6 +30,7 @@ from .stems import Segment
 POOL = 16  # segments open at once
 EXAMPLES_A_SEGMENT = 12  # before it makes room for the next; it comes again with the next pass over the shards
 KEPT_SILENCES = 0.1  # of windows in which nothing sounds: enough to learn silence from
+MOST_MISSED = 10_000  # draws in turn of which nothing could be used: there is nothing to use
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,7 @@ class SegmentPool:
         self.rng = rng
         self._stream = stream
         self._open: list[list] = []  # [segment, examples left]
+        self._drawn: Segment | None = None
 
     def draw(self) -> Segment:
         """Counts as an example of the segment."""
@@ -136,6 +139,7 @@ class SegmentPool:
             self._open.append([next(self._stream), EXAMPLES_A_SEGMENT])
         k = int(self.rng.integers(POOL))
         segment, left = self._open[k]
+        self._drawn = segment
         if left == 1:
             self._open[k] = [next(self._stream), EXAMPLES_A_SEGMENT]
         else:
@@ -143,8 +147,9 @@ class SegmentPool:
         return segment
 
     def stranger(self) -> tuple[Segment, int]:
-        """Any pitched stem of any open segment."""
-        segment = self._open[int(self.rng.integers(POOL))][0]
+        """Any pitched stem of any open segment, or of the one just drawn, whose stems can be heard alone."""
+        isolated = [segment for segment, _ in self._open if segment.mixture is None] or [self._drawn]
+        segment = isolated[int(self.rng.integers(len(isolated)))]
         return segment, int(self.rng.choice(np.flatnonzero(segment.part >= 0)))
 
 
@@ -162,8 +167,12 @@ class Examples(IterableDataset):
         rng = np.random.default_rng([self.seed, self.epoch, rank, worker])
         pool = SegmentPool(read_segments(self.paths, self.seed * 1000 + self.epoch, self.shared), rng)
         own = self.count // workers + (worker < self.count % workers)
+        missed = 0  # draws in turn
         while own:
             example = self.make(pool, rng)
+            missed = missed + 1 if example is None else 0
+            if missed == MOST_MISSED:
+                raise UserError("the data hold no stems that sound by themselves: give some, or render them")
             if example is not None:
                 own -= 1
                 yield example
