@@ -8,7 +8,15 @@ from made_up import by_timbre, notes, performance, play
 from realtime_mpe.affinity import MOST_CERTAIN, PAIR_FEATURES, Affinity, Notes, pair_features, places
 from realtime_mpe.grouping import JOIN_ABOVE, JOIN_FEATURES, SURE, Grouping, Groups, linked
 from realtime_mpe.training import grouping as training
-from realtime_mpe.training.grouping import GroupingNetwork, WatchedMemory, agreement, as_grouping, fit_grouping, shares
+from realtime_mpe.training.grouping import (
+    GroupingNetwork,
+    StandardPerceptron,
+    WatchedMemory,
+    agreement,
+    as_grouping,
+    fit_grouping,
+    shares,
+)
 from realtime_mpe.training.pointer import StudiedMemory, home_share, study
 from realtime_mpe.voices import BEST, MEMORY, SMALLEST_GROUP, VoiceMemory
 
@@ -134,6 +142,17 @@ def test_right_joins_are_those_of_notes_of_one_player():
     assert known.tolist() == [True, False, True]
     np.testing.assert_allclose(right[0, 2], 0.25)
     np.testing.assert_allclose(right[2, 2], 1.0)
+
+
+@pytest.mark.parametrize("rows", (1, 30, 300))
+def test_a_perceptron_learns_from_few_rows_in_so_many_steps_and_no_more(monkeypatch, rows):
+    monkeypatch.setattr("realtime_mpe.training.grouping.FEWEST_STEPS", 10)
+    perceptron, steps = StandardPerceptron(3, 4), []
+    perceptron.register_forward_hook(lambda *args: steps.append(1))
+    features = np.random.default_rng(0).normal(size=(rows, 3)).astype(np.float32)
+    assert np.isfinite(perceptron.fit(features, features[:, 0] > 0, epochs=2, batch=100))
+    assert len(steps) == {1: 10, 30: 10, 300: 12}[rows]
+    assert all(np.isfinite(weight).all() for weight in perceptron.weights().values())
 
 
 def test_a_wrong_choice_costs_a_few_notes_where_the_memory_is_put_in_order():

@@ -1,5 +1,7 @@
 """Labels: on the grid of the metric, shifted by the look-ahead, and where the sound really is."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,14 @@ def test_labels_follow_the_sound_when_the_mixture_is_retuned():
     for seed in range(5):
         moved, moved_notes = retune(audio, notes, np.random.default_rng(seed))
         assert abs(int(moved.argmax()) - moved_notes[0, 1] * SAMPLERATE) <= 1
+
+
+def test_labels_end_with_the_sound_when_the_mixture_is_played_faster():
+    notes = np.array([(0, 0.5, 1.5, 60), (0, 1.001, 1.5, 62)])
+    fastest = SimpleNamespace(uniform=lambda low, high: high)
+    moved, moved_notes = retune(np.ones(SAMPLERATE, np.float32), notes, fastest)
+    assert moved_notes[:, 3].tolist() == [60]
+    assert abs(moved_notes[0, 2] * SAMPLERATE - np.flatnonzero(moved)[-1]) < 2
 
 
 def test_the_notes_of_a_line_swell_to_their_summit_and_fall_to_their_end(monkeypatch):

@@ -1,12 +1,14 @@
 """`rt-mpe train` from nothing but what pip installed: it makes a model that plays, resumes, and repeats itself."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
+from realtime_mpe.errors import UserError
 from realtime_mpe.model import OnnxModel
 from realtime_mpe.training import calibrate, casting, company, fit, grouping, players, pointer, rendering, stems, train
 from realtime_mpe.training.network import NetworkConfig
@@ -125,6 +127,23 @@ def test_pieces_and_instruments_are_held_out():
     assert held_out and not {i.name for i in training} & {i.name for i in held_out}
     names = [f"piece {k}" for k in range(400)]
     assert 20 < sum(rendering.is_held_out(n) for n in names) < 90
+
+
+def test_of_a_few_scores_composed_ones_validate(monkeypatch):
+    def given(*names):
+        monkeypatch.setattr(
+            rendering, "load_scores", lambda folder: [SimpleNamespace(name=n, parts=[0, 0]) for n in names]
+        )
+        return rendering.scores(rendering.Sounds(scores=(Path("scores"),)))
+
+    held_out = next(name for name in map(str, range(100)) if rendering.is_held_out(name))
+    others = [name for name in map(str, range(100)) if not rendering.is_held_out(name)][:3]
+    train, validation = given(held_out, *others)
+    assert [s.name for s in train] == others and [s.name for s in validation] == [held_out]
+    train, validation = given(*others)
+    assert [s.name for s in train] == others and validation is None
+    with pytest.raises(UserError, match="too few"):
+        given(held_out)
 
 
 def test_an_ensemble_is_of_one_family():

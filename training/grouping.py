@@ -68,11 +68,11 @@ class StandardPerceptron(nn.Module):
     def fit(self, features: np.ndarray, same: np.ndarray, epochs: int, batch: int) -> float:
         """From anew, for so many epochs at least; features (N, n_in), same (N,) 0..1. Returns the cross entropy."""
         features, same = torch.from_numpy(features), torch.from_numpy(same).float()
-        self.mean, self.deviation = features.mean(0), features.std(0) + 1e-3
+        self.mean, self.deviation = features.mean(0), features.std(0, correction=0) + 1e-3
         for layer in self.layers:
             if isinstance(layer, nn.Linear):
                 layer.reset_parameters()
-        epochs = max(epochs, -(-FEWEST_STEPS * batch // len(same)))
+        epochs = max(epochs, -(-FEWEST_STEPS // -(-len(same) // batch)))
         optimizer = torch.optim.AdamW(self.parameters(), LEARNING_RATE, weight_decay=1e-2)
         steps = epochs * -(-len(same) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps)

@@ -153,11 +153,13 @@ def draw_count(available: int, rng: np.random.Generator) -> int:
 
 
 def retune(audio: np.ndarray, notes: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The whole mixture up to RETUNE_CENTS off 440 Hz, by playing it faster or slower; labels follow."""
+    """The whole mixture up to RETUNE_CENTS off 440 Hz, by playing it faster or slower; labels follow, and end with it
+    where it is over before its time."""
     ratio = 2.0 ** (rng.uniform(-RETUNE_CENTS, RETUNE_CENTS) / 1200.0)
     position = np.arange(len(audio)) * ratio
-    notes = notes.copy()
-    notes[:, 1:3] /= ratio
+    end = len(audio) / SAMPLERATE
+    notes = notes[notes[:, 1] < end]
+    notes[:, 1:3] = notes[:, 1:3].clip(max=end) / ratio
     return np.interp(position, np.arange(len(audio)), audio, right=0.0).astype(np.float32), notes
 
 

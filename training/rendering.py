@@ -10,12 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from realtime_mpe.errors import UserError
+
 from .casting import soloists
 from .samples import load_samples
 from .scores import Score, load_scores
 from .shards import SEGMENTS_A_SHARD, cache_segments, write_shards
 from .soundfont import SoundFontDrums, soundfont_instruments
-from .stems import StemCache, render
+from .stems import StemCache, ensembles, render
 from .synth import SynthInstrument
 
 SEGMENT_SECONDS = 24.0
@@ -143,11 +145,14 @@ def instruments(sounds: Sounds) -> tuple[dict, dict]:
 
 
 def scores(sounds: Sounds) -> tuple[list[Score] | None, list[Score] | None]:
-    """(training, held out) pieces; None where a composer writes."""
+    """(training, held out) pieces; None where a composer writes, as he does where no ensemble is held out of a few."""
     given = [score for folder in sounds.scores for score in load_scores(folder)]
     if not given:
         return None, None
-    return [s for s in given if not is_held_out(s.name)], [s for s in given if is_held_out(s.name)]
+    held_out = [score for score in given if is_held_out(score.name)]
+    if len(held_out) == len(given):
+        raise UserError(f"the scores are too few: {given[0].name!r} is held out for validation, and no other is there")
+    return [score for score in given if not is_held_out(score.name)], ensembles(held_out) or None
 
 
 def is_held_out(name: str) -> bool:
