@@ -86,6 +86,22 @@ def test_strangers_come_from_stems_that_can_be_heard_alone(isolated):
         assert stranger.mixture is None if isolated else stranger is drawn
 
 
+@pytest.mark.parametrize(("count", "batch"), [(20, 4), (22, 4), (3, 4), (7, 1)])
+def test_the_workers_of_a_loader_share_out_whole_batches(shards, monkeypatch, count, batch):
+    class Numbers(Examples):
+        def make(self, pool, rng):
+            return 0
+
+    examples = Numbers(shard_paths(shards / "train"), count, seed=0, shared=False)
+    examples.batch = batch
+    monkeypatch.setattr("realtime_mpe.training.windows.read_segments", lambda *a: iter(()))
+    given = []
+    for worker in range(3):
+        monkeypatch.setattr("realtime_mpe.training.windows.pytorch_worker_info", lambda w=worker: (0, 1, w, 3))
+        given.append(len(list(examples)))
+    assert sum(given) == count and sum(number % batch > 0 for number in given) == (count % batch > 0)
+
+
 def test_data_of_which_nothing_can_be_used_end_the_search(shards):
     class Nothing(Examples):
         def make(self, pool, rng):

@@ -219,7 +219,7 @@ def fit_recipe(
         # Until the last step has been validated too, which an interruption may have come between.
         while (progress["step"] < steps or progress["batch"]) and progress["stale"] < schedule.patience:
             examples = task.examples(per_epoch * schedule.batch_size // world)
-            examples.epoch = progress["epoch"]
+            examples.epoch, examples.batch = progress["epoch"], schedule.batch_size // world
             loader = DataLoader(
                 examples, schedule.batch_size // world, collate_fn=task.collate, num_workers=budget.workers
             )

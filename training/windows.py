@@ -156,17 +156,20 @@ class SegmentPool:
 class Examples(IterableDataset):
     """A stream of training examples: ``count`` in each epoch, the same for the same epoch.
 
-    shared : every process gets the same examples, instead of its own.
+    shared : every process gets the same examples, instead of its own.  ``batch`` : examples that a loader's workers
+    share out whole, so that none of them ends on a fragment; set before each epoch, as ``epoch`` is.
     """
 
     def __init__(self, paths: list[Path], count: int, seed: int, shared: bool = False):
-        self.paths, self.count, self.seed, self.shared, self.epoch = paths, count, seed, shared, 0
+        self.paths, self.count, self.seed, self.shared = paths, count, seed, shared
+        self.epoch, self.batch = 0, 1
 
     def __iter__(self) -> Iterator:
         rank, _, worker, workers = (0, 1, 0, 1) if self.shared else pytorch_worker_info()
         rng = np.random.default_rng([self.seed, self.epoch, rank, worker])
         pool = SegmentPool(read_segments(self.paths, self.seed * 1000 + self.epoch, self.shared), rng)
-        own = self.count // workers + (worker < self.count % workers)
+        batches, rest = divmod(self.count, self.batch)
+        own = self.batch * len(range(worker, batches, workers)) + (rest if worker == batches % workers else 0)
         missed = 0  # draws in turn
         while own:
             example = self.make(pool, rng)
