@@ -442,9 +442,14 @@ def test_notes_are_kept_though_their_probabilities_cannot_be(rt_mpe, tiny_model,
 # In a process of its own
 
 
-def start(*argv):
+def start(*argv, number=signal.SIGINT, handler=signal.SIG_DFL):
+    """handler : of a signal, as the process inherits it; by default what it has in a terminal."""
     command = [sys.executable, "-m", "realtime_mpe.cli", *map(str, argv)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    before = signal.signal(number, handler)
+    try:
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(number, before)
 
 
 @pytest.mark.parametrize("kind", ["missing", "text"])
@@ -462,13 +467,15 @@ def test_a_signal_ends_the_notes_and_saves_the_take(tiny_model, tmp_path, tune, 
         pytest.skip(f"a system without {name}")
     long, take = tmp_path / "long.wav", tmp_path / "take.mid"
     soundfile.write(long, np.tile(tune(), 10), 16_000)
-    with start("listen", "--source", f"file:{long}", "--record", take, "--model", tiny_model) as process:
+    number = getattr(signal, name)
+    argv = ["listen", "--source", f"file:{long}", "--record", take, "--model", tiny_model]
+    with start(*argv, number=number) as process:
         lines = []
         while sum("note_on" in line for line in lines) < 4:  # the fourth sounds while the signal comes
             lines.append(process.stdout.readline())
             assert lines[-1], process.stderr.read()
-        process.send_signal(getattr(signal, name))
-        process.send_signal(getattr(signal, name))  # impatience must not cost the take
+        process.send_signal(number)
+        process.send_signal(number)  # impatience must not cost the take
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0, err
     assert [line.split(":")[1].strip() for line in err.splitlines()] == ["listening to", "saved"]
@@ -480,12 +487,8 @@ def test_a_signal_ends_the_notes_and_saves_the_take(tiny_model, tmp_path, tune, 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="a system without SIGHUP")
 def test_what_is_started_with_nohup_outlasts_the_terminal(tiny_model, tmp_path, tune):
     soundfile.write(tmp_path / "tune.wav", tune(), 16_000)
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup leaves it to its child
-    try:
-        process = start("listen", "--source", f"file:{tmp_path / 'tune.wav'}", "--model", tiny_model)
-    finally:
-        signal.signal(signal.SIGHUP, before)
-    with process:
+    argv = ["listen", "--source", f"file:{tmp_path / 'tune.wav'}", "--model", tiny_model]
+    with start(*argv, number=signal.SIGHUP, handler=signal.SIG_IGN) as process:
         first = process.stdout.readline()
         process.send_signal(signal.SIGHUP)
         out, err = process.communicate(timeout=20)
