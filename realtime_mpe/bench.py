@@ -196,8 +196,8 @@ def run(args: argparse.Namespace) -> int:
             raise UserError(f"--{option} says something about a recording only; add --latency FILE")
     if args.soak is not None:
         return run_soak(args)
-    start_seconds, peak_mb = measure_fresh_process(args.model) if 1.0 <= args.seconds < np.inf else (None, None)
     report = measure(load_model(args.model), args.seconds)
+    start_seconds, peak_mb = measure_fresh_process(args.model)
     facts = asdict(report) | {"start_seconds": start_seconds, "peak_mb": peak_mb, "machine": machine()}
     print(json.dumps(facts, indent=1) if args.json else "\n".join(table(facts)))
     return 0

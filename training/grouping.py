@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from realtime_mpe.affinity import PAIR_FEATURES, Affinity, Notes, pair_features
+from realtime_mpe.affinity import PAIR_FEATURES, Affinity, Notes, pair_features, pairs_of
 from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES, JOIN_PREFIX, PAIR_PREFIX, Grouping, Groups, linked
 from realtime_mpe.lines import LineOdds, unknown
@@ -168,7 +168,7 @@ def draw_pairs(look: Look, rng: np.random.Generator) -> tuple[np.ndarray, np.nda
     """(PAIRS, PAIR_FEATURES) and (PAIRS,) bool: whether they are one player's; None if no pair's players are known."""
     # Of ghosts nobody knows whose they are; of unisons it is both.
     player = np.array([next(iter(players)) if len(players) == 1 else -1 for players in look.players])
-    rows, columns = np.triu_indices(len(player), 1)
+    rows, columns = pairs_of(len(player))
     known = (player[rows] >= 0) & (player[columns] >= 0)
     rows, columns = rows[known], columns[known]
     if not len(rows):
