@@ -32,7 +32,8 @@ END_SECONDS = 1.5  # that it may take to close
 RETRY_SECONDS = 1.0  # between two looks whether a lost device is back
 SHORTFALL_SECONDS = 0.5  # of sound missing against the clock, within WATCH_SECONDS, before the user is told
 WATCH_SECONDS = 10.0
-RECORD = struct.Struct("<iqq")  # samples that follow, lost right before them, overflows so far
+# Samples that follow, lost right before them, overflows so far, when they came: all processes have one monotonic clock.
+RECORD = struct.Struct("<iqqd")
 LOST, REFUSED = -1, -2  # in place of the number of samples: a text of as many bytes as the next number says
 ENDINGS = {LOST: DeviceLost, REFUSED: UserError}
 AHEAD = 8  # blocks that may be read ahead
@@ -221,11 +222,11 @@ class Child:
         end: UserError = DeviceLost(f"the sound system of device {name!r} has broken down")
         try:
             while len(header := pipe.read(RECORD.size)) == RECORD.size:
-                count, lost, self.overflows = RECORD.unpack(header)
+                count, lost, self.overflows, came = RECORD.unpack(header)
                 if count in ENDINGS:
                     end = ENDINGS[count](pipe.read(lost).decode(errors="replace"))
                     break
-                block = Block(np.frombuffer(pipe.read(4 * count), "<f4"), lost)
+                block = Block(np.frombuffer(pipe.read(4 * count), "<f4"), lost, came)
                 with self._wake:
                     while len(self._queue) >= AHEAD and not self._stopped:
                         self._wake.wait()
@@ -318,12 +319,12 @@ def _send(source: AudioSource, out: BinaryIO) -> None:
     try:
         for block in source.blocks():
             samples = block.samples.astype("<f4", copy=False)
-            out.write(RECORD.pack(len(samples), block.lost, source.overflows) + samples.tobytes())
+            out.write(RECORD.pack(len(samples), block.lost, source.overflows, block.came) + samples.tobytes())
             out.flush()
     except UserError as error:
         text = str(error).encode()
         kind = LOST if isinstance(error, DeviceLost) else REFUSED
-        out.write(RECORD.pack(kind, len(text), source.overflows) + text)
+        out.write(RECORD.pack(kind, len(text), source.overflows, time.monotonic()) + text)
         out.flush()
     except BrokenPipeError:
         pass  # the parent reads no more

@@ -133,8 +133,8 @@ class Engine:
         self._frames(np.full((missing, self._model.info.analysis.n_bins), SILENCE, np.float32))
         self._end_all()
 
-    def report(self, overflows: int, seconds_busy: float) -> None:
-        """Tell the sinks how the engine is; ``seconds_busy`` is what the last block took to process."""
+    def report(self, overflows: int, seconds_late: float) -> None:
+        """Tell the sinks how the engine is; ``seconds_late`` have passed since the last block came."""
         self.sinks.tell(
             "status",
             Status(
@@ -142,7 +142,7 @@ class Engine:
                 level_db=self.meter.level_db,
                 sounding=self.sounding,
                 voices=self.voices,
-                latency_ms=1000.0 * (self.latency / SAMPLERATE + seconds_busy),
+                latency_ms=1000.0 * (self.latency / SAMPLERATE + seconds_late),
                 lost_samples=self.lost,
                 overflows=overflows,
                 clipped=self.meter.clipped,

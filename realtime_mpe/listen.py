@@ -96,7 +96,7 @@ def perform(
     seconds = 0.0  # of input
     try:
         for block in source.blocks():
-            begun = time.perf_counter()
+            came = time.monotonic() if block.came is None else block.came
             between()
             if source.samplerate != engine.samplerate:
                 engine.change_rate(source.samplerate)
@@ -114,7 +114,7 @@ def perform(
                 )
             if seconds >= next_status or not len(block.samples):  # also while the device is away
                 next_status = seconds + STATUS_SECONDS
-                engine.report(source.overflows, time.perf_counter() - begun)
+                engine.report(source.overflows, time.monotonic() - came)
             if engine.sinks.abandoned or (duration is not None and seconds >= duration):
                 break
     finally:

@@ -39,10 +39,12 @@ class DeviceLost(UserError):
 
 
 class Block(NamedTuple):
-    """samples : (n,) float32, mono, full scale = 1.  lost : samples lost right before these, at the source's rate."""
+    """samples : (n,) float32, mono, full scale = 1.  lost : samples lost right before these, at the source's rate.
+    came : when the last of them was there, by `time.monotonic`; None if they did not have to be waited for."""
 
     samples: np.ndarray
     lost: int = 0
+    came: float | None = None
 
 
 class AudioSource(Protocol):
@@ -142,9 +144,10 @@ class FileSource(AudioSource):
         samples, reason = self._ahead, "it is shorter than it says"
         while len(samples) and not self._stopped:
             delivered += len(samples)
-            if self._paced and not self._sleep_until(start + delivered / self.samplerate):
+            came = start + delivered / self.samplerate if self._paced else None
+            if came is not None and not self._sleep_until(came):
                 return
-            yield Block(samples)
+            yield Block(samples, came=came)
             if self._stopped:
                 return
             try:
@@ -261,7 +264,7 @@ class DeviceSource(AudioSource):
         _check_channel(channel, info["channels"], f"device {self.name!r}")
         self._channel = channel
         self._wake = threading.Condition()  # re-entrant, as in FileSource
-        self._queue: deque[np.ndarray] = deque()
+        self._queue: deque[tuple[np.ndarray, float]] = deque()  # samples, and when they came
         self._queued = 0  # samples in the queue
         self._lost = 0  # samples dropped since the last block left the queue; they all stood right before its head
         self._failure: Exception | None = None
@@ -287,15 +290,16 @@ class DeviceSource(AudioSource):
 
     def _callback(self, indata: np.ndarray, frames: int, when: object, status: object) -> None:
         # An exception here would end the stream without a word, so it is handed to the thread that reads the blocks.
+        came = time.monotonic()
         try:
             samples = _downmix(indata, self._channel)
             with self._wake:
                 if status and status.input_overflow:
                     self.overflows += 1
-                self._queue.append(samples)
+                self._queue.append((samples, came))
                 self._queued += len(samples)
                 while self._queued > QUEUE_SECONDS * self.samplerate and len(self._queue) > 1:
-                    dropped = len(self._queue.popleft())
+                    dropped = len(self._queue.popleft()[0])
                     self._queued -= dropped
                     self._lost += dropped
                 self._wake.notify_all()
@@ -315,7 +319,8 @@ class DeviceSource(AudioSource):
             block = None
             with self._wake:
                 if self._queue:
-                    block = Block(self._queue.popleft(), self._lost)
+                    samples, came = self._queue.popleft()
+                    block = Block(samples, self._lost, came)
                     self._queued -= len(block.samples)
                     self._lost = 0
                 elif not self._stopped and not self._wake.wait(POLL_SECONDS):

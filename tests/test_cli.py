@@ -383,6 +383,8 @@ def test_posteriorgrams_of_nothing():
 
 
 ORDER = """
+    import time
+
     import numpy as np
     from realtime_mpe.sinks.base import NoteSink
     from realtime_mpe.errors import UserError
@@ -402,7 +404,7 @@ ORDER = """
             for block in np.split(tone.astype(np.float32), 20):
                 if self.stopped:
                     break
-                yield Block(block)
+                yield Block(block, came=time.monotonic() - 5.0 if self.kind == "late" else None)
                 if self.kind == "lost" and block.max() > 0.2:
                     raise DeviceLost("the device is gone; connect it")
         def stop(self):
@@ -509,6 +511,13 @@ def test_duration_and_json_on_standard_output(rt_mpe, tiny_model, order):
     assert types.count("note_on") == types.count("note_off") > 0 and types.count("status") > 0
     assert lines[-1]["offset"] == pytest.approx(0.5, abs=0.1)
     assert any("note_on" in line for line in ended.err)
+
+
+@pytest.mark.parametrize("kind, waited", [("", 0.0), ("late", 5000.0)])
+def test_the_latency_told_counts_what_sound_has_waited(rt_mpe, tiny_model, order, kind, waited):
+    ended = rt_mpe("listen", "--source", f"ordered:Source:{kind}", "--model", tiny_model, "--sink", "json:-", "--quiet")
+    told = [line["latency_ms"] for line in map(json.loads, ended.out) if line["type"] == "status"]
+    assert told and all(waited < latency < waited + 4000.0 for latency in told)
 
 
 def test_listening_ends_when_nobody_reads(tiny_model, tmp_path, tune):
