@@ -20,7 +20,7 @@ from .cqt import SILENCE, StreamingCqt
 from .events import Note, Status
 from .meter import InputMeter
 from .model import OnnxModel
-from .notes import NoteTracker, velocity
+from .notes import NoteEvent, NoteTracker, velocity
 from .resample import Resampler
 from .settings import Settings
 from .sinks.base import NoteSink
@@ -179,29 +179,32 @@ class Engine:
                 self.sinks.tell("frame", posteriors.mix[1])
             if whole and label >= 0:
                 self.sinks.tell("frame", posteriors.mix[self.lookahead])
-            for event in events:
-                if not event.on:
-                    self._note_off(event.pitch, event.step)
-            begun = {event.pitch: event for event in events if event.on}
-            if begun:
-                starts = [(event.pitch, self._steps_before + event.step) for event in begun.values()]
-                now = self._steps_before + self._step - self._steps  # a note is first heard after its label
-                for pitch, voice in self._voices.note_ons(starts, list(self._embeddings), now):
-                    self._note_on(voice, pitch, begun[pitch].step, self._levels[0])
+            self._give(events)
             if whole and self._follower is not None:
                 for bend in self._follower.process(self._levels[0], self._sounding):
                     self.sinks.tell("bend", bend)
             self._voices.hear(posteriors.embedding)
 
+    def _give(self, events: Sequence[NoteEvent]) -> None:
+        """What begins and ends in a step to those who play it."""
+        before = self._steps_before
+        now = before + self._step - self._steps  # a note is first heard after its label
+        events = [event._replace(step=before + event.step) for event in events]
+        for event, voice in self._voices.process(events, list(self._embeddings), now):
+            if event.on:
+                self._note_on(voice, event.pitch, event.step - before)
+            else:
+                self._note_off(event.pitch, event.step - before)
+
     def _second(self, step: int) -> float:
         """Of a label. An event is first seen after it, so half a hop earlier is the best guess."""
         return max(0.0, (self._origin + step * self._cqt.step - 0.5 * HOP) / SAMPLERATE)
 
-    def _note_on(self, voice: int, pitch: int, step: int, frame: np.ndarray) -> None:
+    def _note_on(self, voice: int, pitch: int, step: int) -> None:
         midi = pitch + FIRST_MIDI
         note = Note(
             midi=midi,
-            velocity=velocity(frame, pitch),
+            velocity=velocity(self._levels[0], pitch),
             voice=voice,
             channel=self._channels.note_on(voice, midi),
             onset=self._second(step),
@@ -212,11 +215,9 @@ class Engine:
 
     def _note_off(self, pitch: int, step: int) -> None:
         note = self._sounding.pop(pitch)
-        self._voices.note_off(pitch, self._steps_before + step)
         self._channels.note_off(note.voice, note.midi)
         offset = max(self._second(step), note.onset + HOP / SAMPLERATE / 2)
         self.sinks.tell("note_off", replace(note, offset=offset))
 
     def _end_all(self) -> None:
-        for event in self._tracker.flush():
-            self._note_off(event.pitch, event.step)
+        self._give(self._tracker.flush())

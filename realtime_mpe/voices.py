@@ -2,7 +2,8 @@
 
 Every note gets a timbre from its first frames. For a new note the pointer scores every voice, and "a player
 not heard before", from timbre, pitch, place and time of the voice's last notes; the surest note of a chord is given
-out first. Nobody says how many players there are. A note stays on the voice that it was sent on until it ends.
+out first, and one in doubt waits until more of it has been heard. Nobody says how many players there are. A note stays
+on the voice that it was sent on until it ends.
 
 The memory may think better of it: a moment later it knows more of the note and of the others, so every now and then all
 remembered notes are grouped anew, and each group becomes the voice on which most of its notes were sent. A mistake
@@ -12,7 +13,7 @@ This is the associative timbre memory of timbre-adaptive transcription, worked a
 this very class and learns pointer and grouping from what it meets, on its own mistakes.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -30,6 +31,7 @@ from .affinity import (
 )
 from .analysis import MAX_LOOKAHEAD
 from .grouping import Grouping
+from .notes import NoteEvent
 from .timbre import Timbre, alone, heard, own, unit
 
 MEMORY = 128  # notes
@@ -37,6 +39,8 @@ LAST_NOTES = 24  # of a voice, by which the pointer knows it
 HISTORY_FRAMES = MAX_LOOKAHEAD + 4  # of embeddings kept for a note that is found a little after it began
 ORDER_EVERY = ((24, 12), (64, 24), (MEMORY + 1, 48))  # up to so many notes, frames between two groupings
 
+PATIENCE = 2  # frames that a note may wait for its voice
+SURE = 0.8  # probability of a voice that is worth no waiting
 SMALLEST_GROUP = 4  # notes; fewer are no player of their own, and stay where they were sent
 
 VOICE_FEATURES = 28  # a voice
@@ -101,6 +105,7 @@ class VoiceMemory:
         self._known = np.zeros(MEMORY, int)  # steps that the next two rest on
         self._unit: np.ndarray | None = None  # (MEMORY, D) timbres
         self._plain: np.ndarray | None = None  # (MEMORY, D) embeddings
+        self._waiting: dict[int, tuple[NoteEvent, int]] = {}  # pitch row -> its beginning, the step that told it
         self._sounding: dict[int, tuple[int, int]] = {}  # pitch row -> turn, voice it was sent on
         self._turns = 0
         self._ever: set[int] = set()  # voices on which something was sent
@@ -112,38 +117,64 @@ class VoiceMemory:
         """Voices so far."""
         return len(self._ever)
 
-    def note_off(self, pitch: int, step: int) -> int:
-        """End the note at this pitch row; returns its voice."""
-        turn, voice = self._sounding.pop(pitch)
+    def process(
+        self, events: Sequence[NoteEvent], history: Sequence[np.ndarray], now: int
+    ) -> list[tuple[NoteEvent, int]]:
+        """What begins and ends in one step -> what is to be played now, in this order, with its voice.
+
+        A note of whose voice the pointer is in doubt comes later, by PATIENCE at most, and always before its end.
+        history : embeddings, (n_pitches, D) each, of the last steps, newest last, which is ``now``.
+        """
+        self._now = now / self._steps
+        ends = [event for event in events if not event.on]
+        ending = {event.pitch for event in ends} & self._waiting.keys()
+        played = self._decide(history, now, ending) if ending else []
+        played += [(event, self._end_note(event)) for event in ends]
+        self._waiting |= {event.pitch: (event, now) for event in events if event.on}
+        return played + (self._decide(history, now) if self._waiting else [])
+
+    def _end_note(self, event: NoteEvent) -> int:
+        """Returns its voice."""
+        turn, voice = self._sounding.pop(event.pitch)
         rows, remembered = self._rows([turn])
-        self._end[rows[remembered]] = step / self._steps
+        self._end[rows[remembered]] = event.step / self._steps
         return voice
 
-    def note_ons(
-        self, starts: Sequence[tuple[int, int]], history: Sequence[np.ndarray], now: int
-    ) -> list[tuple[int, int]]:
-        """Give the notes that begin in this step to voices.
+    def _decide(
+        self, history: Sequence[np.ndarray], now: int, ending: Collection[int] = ()
+    ) -> list[tuple[NoteEvent, int]]:
+        """Give to voices what has waited long enough, the surest first; ``ending`` : pitch rows that cannot wait."""
+        notes = self._new_notes(history, now)
+        given = []
+        while True:
+            opinions = {pitch: self._probabilities(note, self._now) for pitch, note in notes.items()}
+            ready = [
+                pitch
+                for pitch, opinion in opinions.items()
+                if pitch in ending or self._ready(opinion.max(), (now - self._waiting[pitch][1]) / self._steps)
+            ]
+            if not ready:
+                return given
+            surest = max(ready, key=lambda pitch: opinions[pitch].max())
+            event, _ = self._waiting.pop(surest)
+            given.append((event, self._give(notes.pop(surest), int(np.argmax(opinions[surest])), self._now)))
 
-        starts : (pitch row, first step) of each.  history : embeddings, (n_pitches, D) each, of the last steps, newest
-        last, which is ``now``.  Returns (pitch row, voice), the surest first.
-        """
-        frame = self._now = now / self._steps
-        waiting = []
-        all_pitches = np.array([*self._sounding, *(pitch for pitch, _ in starts)])
-        sounds = heard(np.stack([embedding[all_pitches] for embedding in history]))[:, len(self._sounding) :]
-        for number, (pitch, start) in enumerate(starts):
-            steps = min(max(now - start, 0) + 1, len(history))
+    def _ready(self, sureness: float, waited: float) -> bool:
+        """Whether a note's voice is decided at this probability, after so many frames."""
+        return sureness >= SURE or waited >= PATIENCE
+
+    def _new_notes(self, history: Sequence[np.ndarray], now: int) -> dict[int, NewNote]:
+        """What is known by now of the notes that wait, by pitch row."""
+        pitches = np.array([*self._sounding, *self._waiting])
+        sounds = heard(np.stack([embedding[pitches] for embedding in history]))[:, len(self._sounding) :]
+        notes = {}
+        for number, (pitch, (event, _)) in enumerate(self._waiting.items()):
+            steps = min(max(now - event.step, 0) + 1, len(history))
             total = sounds[-steps:, number].sum(0)
             timbre = self._timbre(total[None] / steps, np.array([steps / self._steps]))[0]
-            above, below = int((all_pitches > pitch).sum()), int((all_pitches < pitch).sum())
-            waiting.append(NewNote(pitch, start / self._steps, total, steps, timbre, above, below))
-        given = []
-        while waiting:
-            probabilities = [self._probabilities(note, frame) for note in waiting]
-            surest = int(np.argmax([p.max() for p in probabilities]))
-            note = waiting.pop(surest)
-            given.append((note.pitch, self._give(note, int(np.argmax(probabilities[surest])), frame)))
-        return given
+            above, below = int((pitches > pitch).sum()), int((pitches < pitch).sum())
+            notes[pitch] = NewNote(pitch, event.step / self._steps, total, steps, timbre, above, below)
+        return notes
 
     def hear(self, embedding: np.ndarray) -> None:
         """Let every sounding note learn from this step's embedding, (n_pitches, D), and see whether order is due."""
@@ -157,7 +188,6 @@ class VoiceMemory:
         if self._grouping is not None and self._n >= 2 and self._turns > turn and self._now - ordered >= every:
             self._order()
             self._ordered = self._now, self._turns
-        self._now += 1 / self._steps
 
     def voices(self) -> list[int]:
         """Those with remembered notes, in ascending order; what `features` has rows for."""
@@ -389,22 +419,22 @@ class SlotVoices:
         """Voices so far."""
         return len(self._heard)
 
-    def note_ons(
-        self, starts: Sequence[tuple[int, int]], history: Sequence[np.ndarray], now: int
-    ) -> list[tuple[int, int]]:
+    def process(
+        self, events: Sequence[NoteEvent], history: Sequence[np.ndarray], now: int
+    ) -> list[tuple[NoteEvent, int]]:
         """history : what each slot says of every pitch, (n_pitches, K) each, up to label frame ``now`` + 1, the newest
-        in which a note can begin; the rest as in VoiceMemory."""
-        given = []
-        for pitch, start in starts:
-            frames = min(now + 2 - start, len(history))
-            voice = int(np.argmax(np.sum([said[pitch] for said in history[-frames:]], 0)))
-            self._heard.add(voice)
-            self._sounding[pitch] = voice
-            given.append((pitch, voice))
-        return given
-
-    def note_off(self, pitch: int, step: int) -> int:
-        return self._sounding.pop(pitch)
+        in which a note can begin; the rest as in VoiceMemory, but that no note waits."""
+        played = []
+        for event in events:
+            if event.on:
+                frames = min(now + 2 - event.step, len(history))
+                voice = int(np.argmax(np.sum([said[event.pitch] for said in history[-frames:]], 0)))
+                self._heard.add(voice)
+                self._sounding[event.pitch] = voice
+                played.append((event, voice))
+            else:
+                played.append((event, self._sounding.pop(event.pitch)))
+        return played
 
     def hear(self, embedding: np.ndarray) -> None:
         """Nothing to learn: what a slot listens for is fixed."""

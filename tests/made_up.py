@@ -4,7 +4,7 @@ import numpy as np
 
 from realtime_mpe.affinity import Notes
 from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, MAX_LOOKAHEAD, N_PITCHES
-from realtime_mpe.notes import Thresholds
+from realtime_mpe.notes import NoteEvent, Thresholds
 from realtime_mpe.training.calibrate import Heard
 from realtime_mpe.training.company import CompanyNetwork
 from realtime_mpe.training.grouping import GroupingNetwork
@@ -38,17 +38,15 @@ def embedding(sounds: dict[int, int]) -> np.ndarray:
 
 
 def play(notes, hops, scorer=by_timbre, max_voices=8, memory=None):
-    """notes : (start, end, pitch, timbre). Returns the voice of each note, in the order they begin."""
+    """notes : (start, end, pitch, timbre). Returns pitch and voice of each note, in the order they are given out."""
     memory, history, voices = memory or VoiceMemory(scorer, max_voices), [], []
     for hop in range(hops):
         sounds = {p: t for start, end, p, t in notes if start <= hop < end}
         history.append(embedding(sounds))
-        for _start, end, p, _ in notes:
-            if end == hop:
-                memory.note_off(p, hop)
-        starts = [(p, start) for start, _, p, _ in notes if start == hop]
-        if starts:
-            voices += memory.note_ons(starts, np.stack(history[-HISTORY_FRAMES:]), hop)
+        events = [NoteEvent(False, p, hop) for _, end, p, _ in notes if end == hop]
+        events += [NoteEvent(True, p, hop) for start, _, p, _ in notes if start == hop]
+        played = memory.process(events, history[-HISTORY_FRAMES:], hop)
+        voices += [(event.pitch, voice) for event, voice in played if event.on]
         memory.hear(history[-1])
     return voices, memory
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from made_up import by_timbre, notes, performance, play
+from made_up import by_timbre, embedding, notes, performance, play
 
 from realtime_mpe.affinity import MOST_CERTAIN, PAIR_FEATURES, Affinity, Notes, pair_features, places
 from realtime_mpe.grouping import JOIN_ABOVE, JOIN_FEATURES, SURE, Grouping, Groups, linked
+from realtime_mpe.notes import NoteEvent
 from realtime_mpe.training import grouping as training
 from realtime_mpe.training.grouping import (
     GroupingNetwork,
@@ -182,7 +183,8 @@ def test_a_note_ends_on_the_voice_it_was_sent_on_although_the_memory_moved_it():
     played = [(8 * k, 90 + 8 * k, 10 + k, int(k >= 4)) for k in range(8)]
     voices, memory = play(played, 80, memory=memory)
     assert len(memory.voices()) == 2  # two timbres are known apart
-    assert [memory.note_off(p, 90) for p, _ in voices] == [v for _, v in voices] == [0] * 8
+    ends = memory.process([NoteEvent(False, p, 90) for p, _ in voices], [embedding({})], 90)
+    assert [voice for _, voice in ends] == [v for _, v in voices] == [0] * 8
 
 
 def test_what_was_sent_most_names_the_group():

@@ -18,7 +18,7 @@ from realtime_mpe.errors import UserError
 from realtime_mpe.grouping import JOIN_FEATURES
 from realtime_mpe.lines import line_inputs
 from realtime_mpe.model import OnnxModel, agreed, log_odds, open_session
-from realtime_mpe.notes import Thresholds
+from realtime_mpe.notes import NoteEvent, Thresholds
 from realtime_mpe.timbre import timbre_inputs
 from realtime_mpe.training import export as export_module
 from realtime_mpe.training import quantise
@@ -176,7 +176,8 @@ def test_a_network_without_a_branch_hears_notes_and_one_voice(tmp_path):
     assert model.info.parameters <= 20_000 and model.info.voices == 1 and path.stat().st_size < 200_000
     (heard,) = model.process(np.zeros((1, N_LIVE_BINS), np.float32))
     assert heard.embedding.shape == (N_PITCHES, 1)
-    assert [voice for _, voice in model.voices().note_ons([(3, 0), (9, 0)], heard.embedding[None], 0)] == [0, 0]
+    begun = [NoteEvent(True, 3, 0), NoteEvent(True, 9, 0)]
+    assert [voice for _, voice in model.voices().process(begun, [heard.embedding], 0)] == [0, 0]
 
 
 def test_the_convolutions_are_quantised_by_the_music_they_are_shown(network, tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 from made_up import TIMBRES, embedding, play
 
 from realtime_mpe.affinity import LAYERS
-from realtime_mpe.voices import MEMORY, NEW_FEATURES, VOICE_FEATURES, Pointer, VoiceMemory
+from realtime_mpe.notes import NoteEvent
+from realtime_mpe.voices import MEMORY, NEW_FEATURES, PATIENCE, VOICE_FEATURES, Pointer, VoiceMemory
 
 
 def test_two_players_keep_their_voices_while_their_lines_cross():
@@ -28,13 +29,13 @@ def test_the_surest_note_of_a_chord_is_given_out_first():
     # Voice 0 knows timbre 0; the second note of the chord has it exactly, the first only resembles it.
     memory = VoiceMemory(scorer, 8)
     first = embedding({10: 0})
-    memory.note_ons([(10, 0)], first[None], 0)
+    memory.process([NoteEvent(True, 10, 0)], [first], 0)
     memory.hear(first)
-    memory.note_off(10, 1)
+    memory.process([NoteEvent(False, 10, 1)], [first], 1)
     now = embedding({20: 1, 30: 0})
     now[20] = TIMBRES[0] * 0.3 + TIMBRES[1]
-    given = memory.note_ons([(20, 2), (30, 2)], now[None], 2)
-    assert given[0] == (30, 0)
+    chord = [NoteEvent(True, 20, 2), NoteEvent(True, 30, 2)]
+    assert memory.process(chord, [now], 2)[0] == (chord[1], 0)
 
 
 def test_the_pointer_sees_who_would_have_to_cross_whom():
@@ -42,20 +43,41 @@ def test_the_pointer_sees_who_would_have_to_cross_whom():
 
     def scorer(features, new):
         seen.append((features, new))
-        return np.concatenate([10 * features[:, 0], [1.0]])
+        return np.concatenate([10 * features[:, 0], [5.0]])
 
     # Two lines, the second below; then a note above both, while the lower one still sounds.
-    memory = VoiceMemory(scorer, 8)
+    memory, ended = VoiceMemory(scorer, 8), []
     for k, (pitch, timbre) in enumerate(((40, 0), (30, 1), (41, 0), (31, 1))):
         now = embedding({pitch: timbre})
-        memory.note_ons([(pitch, k)], now[None], k)
+        memory.process([*ended, NoteEvent(True, pitch, k)], [now], k)
         memory.hear(now)
-        if k != 3:
-            memory.note_off(pitch, k + 1)
-    memory.note_ons([(50, 4)], embedding({50: 0})[None], 4)
+        ended = [NoteEvent(False, pitch, k + 1)] if k != 3 else []
+    memory.process([NoteEvent(True, 50, 4)], [embedding({50: 0})], 4)
     (upper, lower), new = seen[-1]
     assert (upper[-1], lower[-1]) == (0.0, 0.25)
     assert new[-2:].tolist() == [0.0, 0.25]  # above it nothing sounds, below it one
+
+
+def test_a_note_in_doubt_waits_until_it_is_known_or_ends_but_not_for_ever():
+    def scorer(features, new):  # of one voice: sure of what is much like it or not at all
+        return np.concatenate([20 * features[:, 0] - 10, [0.0]])
+
+    def second(length, clear_from):
+        """When the second note, which is clear from then on, is given out, and what with it."""
+        memory = VoiceMemory(scorer, 8)
+        doubtful, clear = embedding({20: 0}), embedding({20: 0})
+        doubtful[20] = TIMBRES[0] + np.sqrt(3.0) * TIMBRES[1]  # a cosine of a half with the first
+        memory.process([NoteEvent(True, 10, 0)], [embedding({10: 0})], 0)
+        for hop in range(10, 10 + length + 1):
+            events = [NoteEvent(hop < 10 + length, 20, hop)] if hop in (10, 10 + length) else []
+            history = [clear if k >= 10 + clear_from else doubtful for k in range(10, hop + 1)]
+            if played := memory.process(events, history, hop):
+                return hop - 10, [event.on for event, _ in played]
+
+    assert second(8, clear_from=0) == (0, [True])
+    assert second(8, clear_from=1) == (1, [True])
+    assert second(8, clear_from=9) == (PATIENCE, [True])
+    assert second(1, clear_from=9) == (1, [True, False])
 
 
 def test_what_comes_later_changes_no_earlier_choice():
@@ -72,7 +94,8 @@ def test_what_comes_later_changes_no_earlier_choice():
     whole, _ = play(notes, 130, weights)
     for cut in (40, 77):
         early = [(s, min(e, 1000) if e < cut else 1000, p, t) for s, e, p, t in notes if s < cut]
-        assert play(early, cut, weights)[0] == whole[: len(early)]
+        given, _ = play(early, cut, weights)
+        assert given == whole[: len(given)] and len(given) >= len(early) - 2  # the last may wait
 
 
 def test_a_full_memory_makes_room_by_forgetting_the_voice_that_rested_longest():
@@ -88,7 +111,8 @@ def test_no_voice_is_taken_from_a_note_that_still_sounds():
 
     notes = [(0, 50, 10, 0), (1, 50, 20, 1), (2, 50, 30, 2), (3, 50, 40, 3)]
     voices, memory = play(notes, 30, always_new, max_voices=3)
-    sounding = {p: memory.note_off(p, 30) for _, _, p, _ in notes}
+    ends = memory.process([NoteEvent(False, p, 30) for _, _, p, _ in notes], [embedding({})], 30)
+    sounding = {event.pitch: voice for event, voice in ends}
     assert sounding == dict(voices)
     assert len({sounding[p] for p in (10, 20, 30)}) == 3
 

@@ -14,7 +14,7 @@ from realtime_mpe.analysis import FIRST_MIDI, FRAME_SECONDS, HOP, MAX_LOOKAHEAD,
 from realtime_mpe.bench import measure, table
 from realtime_mpe.host import Engine
 from realtime_mpe.model import OnnxModel, load_model
-from realtime_mpe.notes import Thresholds
+from realtime_mpe.notes import NoteEvent, Thresholds
 from realtime_mpe.settings import Settings
 from realtime_mpe.sinks.base import NoteSink
 from realtime_mpe.training.export import export_window
@@ -259,9 +259,11 @@ def test_a_note_goes_to_the_slot_that_says_most_of_it_over_its_first_frames():
     history[4, 30] = 0, 0.5, 0, 0.4
     history[5, 30] = 0, 0.1, 0, 0.4
     history[5, 31] = 0.9, 0, 0, 0
-    assert voices.note_ons([(30, 99), (31, 100)], history, 99) == [(30, 3), (31, 0)]
+    begun = [NoteEvent(True, 30, 99), NoteEvent(True, 31, 100)]
+    assert voices.process(begun, history, 99) == [(begun[0], 3), (begun[1], 0)]
     assert voices.count == 2 and voices.max_voices == 4
-    assert (voices.note_off(31, 110), voices.note_off(30, 110)) == (0, 3)
+    ended = [NoteEvent(False, 31, 110), NoteEvent(False, 30, 110)]
+    assert voices.process(ended, history, 109) == [(ended[0], 0), (ended[1], 3)]
     voices.reset()
     assert voices.count == 0
 

@@ -122,9 +122,8 @@ class WatchedMemory(TrueMemory):
         if self._n >= 2:
             notes = self.notes()
             kept = Notes(*(column.astype(np.float32) for column in notes[:2]), *(column.copy() for column in notes[2:]))
-            now = self._now - 1 / self._steps
-            lines = self._lines(kept.pitch, kept.start, kept.end, now)
-            self.looks.append(Look(kept, lines, now, begun, self.owners()))
+            lines = self._lines(kept.pitch, kept.start, kept.end, self._now)
+            self.looks.append(Look(kept, lines, self._now, begun, self.owners()))
 
 
 def fit_grouping(

@@ -25,6 +25,7 @@ from realtime_mpe.timbre import Timbre, alone
 from realtime_mpe.voices import (
     HISTORY_FRAMES,
     NEW_FEATURES,
+    PATIENCE,
     VOICE_FEATURES,
     NewNote,
     Pointer,
@@ -37,6 +38,8 @@ from .metrics import note_frames
 
 HIDDEN_VOICE, HIDDEN_NEW = 128, 96
 FOLLOW_TRUTH = (1.0, 0.9, 0.7)  # share of right decisions forced in each round: mistakes come in by and by
+CAUTION = 1.0  # log odds by which a new voice is less likely than was learnt: what is opened in error splits a player
+NEW_BIAS = "new.4.bias"  # of the score of a new voice
 EPOCHS = 4  # a round
 BATCH = 512
 LEARNING_RATE = 1e-3
@@ -64,7 +67,9 @@ class PointerNetwork(nn.Module):
         return torch.cat([scores, self.new(pooled)], 1)
 
     def weights(self) -> dict[str, np.ndarray]:
-        return {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
+        """What the runtime is given: it opens new voices with CAUTION."""
+        named = {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
+        return named | {NEW_BIAS: named[NEW_BIAS] - CAUTION}
 
 
 def as_pointer(networks: Sequence[PointerNetwork]) -> Pointer:
@@ -142,12 +147,12 @@ class WitnessedMemory(VoiceMemory):
 
     def reset(self) -> None:
         super().reset()
-        self.players: dict[int, frozenset[int]] = {}  # of the notes that begin in this step, by pitch
+        self.players: dict[tuple[int, float], frozenset[int]] = {}  # of the notes so far, by pitch row and first frame
         self.given: list[tuple[frozenset[int], int]] = []  # players and voice of every note, by turn
 
     def _give(self, note: NewNote, choice: int, frame: float) -> int:
         voice = super()._give(note, choice, frame)
-        self.given.append((self.players[note.pitch], voice))
+        self.given.append((self.players[note.pitch, note.start], voice))
         return voice
 
     def owners(self) -> list[frozenset[int]]:
@@ -156,7 +161,7 @@ class WitnessedMemory(VoiceMemory):
 
     def right(self, note: NewNote) -> list[int]:
         """Which of `voices` may get a note, or the one beyond them; none if nobody plays it."""
-        return sorted({self._home(player) for player in self.players[note.pitch]})
+        return sorted({self._home(player) for player in self.players[note.pitch, note.start]})
 
     def possible(self, choice: int) -> bool:
         """Whether there is room for it."""
@@ -218,19 +223,22 @@ class StudiedMemory(WitnessedMemory):
                 choice = right[0]
         return super()._give(note, choice, frame)
 
+    def _ready(self, sureness: float, waited: float) -> bool:
+        """As long as the truth is followed, notes wait by chance: the pointer is to know them at every age."""
+        if self.follow_truth:
+            return waited >= PATIENCE or self._rng.random() < 0.5
+        return super()._ready(sureness, waited)
+
 
 def study(performance: Performance, memory: Witnessed) -> Witnessed:
     """Run a voice memory over one performance; returns it."""
     embeddings, steps = performance.embeddings(), performance.steps
     for step, events in enumerate(performance.events):
         for event in events:
-            if not event.on:
-                memory.note_off(event.pitch, event.step)
-        starts = [(event.pitch, event.step) for event in events if event.on]
-        if starts:
-            memory.players = {pitch: performance.players[step].get(pitch, frozenset()) for pitch, _ in starts}
-            history = embeddings[max(0, step + 1 - HISTORY_FRAMES * steps) : step + 1]
-            memory.note_ons(starts, history, step + 1 - steps)
+            if event.on:
+                players = performance.players[step].get(event.pitch, frozenset())
+                memory.players[event.pitch, event.step / steps] = players
+        memory.process(events, embeddings[max(0, step + 1 - HISTORY_FRAMES * steps) : step + 1], step + 1 - steps)
         memory.hear(embeddings[step])
     return memory
 
