@@ -46,7 +46,8 @@ class Status:
     seconds : of input consumed.  level_db : RMS of the last blocks, dB re full scale.
     sounding : the notes that sound now.  voices : how many players have been heard so far.
     latency_ms : from the newest input sample to the note decision: look-ahead, stages, how long the last block waited
-        and the work on it. What the device takes until it hands a block over is not in it.
+        and the work on it. What the device takes until it hands a block over is not in it, nor the 64 ms at most for
+        which a note waits if it is in doubt whose it is.
     lost_samples : dropped because the worker fell behind.  overflows : blocks the device itself reported lost.
     clipped, invalid : samples at full scale, and NaN or infinite samples (taken as silence).
     """
