@@ -56,6 +56,7 @@ class Engine:
         self.warn = warn
         self._embeddings = deque(maxlen=HISTORY_FRAMES * self._steps)
         self._levels = deque(maxlen=model.latency * self._steps + 1)  # the oldest is the frame that the model speaks of
+        self._begun: dict[NoteEvent, int] = {}  # beginnings that have not been played yet, and how loud they were
         self._sounding: dict[int, Note] = {}
         self._follower = PitchFollower() if settings.bend else None
         self.latencies = {  # samples at 16 kHz, of every stage
@@ -190,9 +191,10 @@ class Engine:
         before = self._steps_before
         now = before + self._step - self._steps  # a note is first heard after its label
         events = [event._replace(step=before + event.step) for event in events]
+        self._begun |= {event: velocity(self._levels[0], event.pitch) for event in events if event.on}
         for event, voice in self._voices.process(events, list(self._embeddings), now):
             if event.on:
-                self._note_on(voice, event.pitch, event.step - before)
+                self._note_on(voice, event.pitch, event.step - before, self._begun.pop(event))
             else:
                 self._note_off(event.pitch, event.step - before)
 
@@ -200,11 +202,11 @@ class Engine:
         """Of a label. An event is first seen after it, so half a hop earlier is the best guess."""
         return max(0.0, (self._origin + step * self._cqt.step - 0.5 * HOP) / SAMPLERATE)
 
-    def _note_on(self, voice: int, pitch: int, step: int) -> None:
+    def _note_on(self, voice: int, pitch: int, step: int, velocity: int) -> None:
         midi = pitch + FIRST_MIDI
         note = Note(
             midi=midi,
-            velocity=velocity(self._levels[0], pitch),
+            velocity=velocity,
             voice=voice,
             channel=self._channels.note_on(voice, midi),
             onset=self._second(step),

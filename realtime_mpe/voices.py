@@ -161,7 +161,7 @@ class VoiceMemory:
 
     def _ready(self, sureness: float, waited: float) -> bool:
         """Whether a note's voice is decided at this probability, after so many frames."""
-        return sureness >= SURE or waited >= PATIENCE
+        return sureness >= SURE or waited >= PATIENCE or self.max_voices == 1
 
     def _new_notes(self, history: Sequence[np.ndarray], now: int) -> dict[int, NewNote]:
         """What is known by now of the notes that wait, by pitch row."""

@@ -62,9 +62,9 @@ def test_a_note_in_doubt_waits_until_it_is_known_or_ends_but_not_for_ever():
     def scorer(features, new):  # of one voice: sure of what is much like it or not at all
         return np.concatenate([20 * features[:, 0] - 10, [0.0]])
 
-    def second(length, clear_from):
+    def second(length, clear_from, max_voices=8):
         """When the second note, which is clear from then on, is given out, and what with it."""
-        memory = VoiceMemory(scorer, 8)
+        memory = VoiceMemory(scorer, max_voices)
         doubtful, clear = embedding({20: 0}), embedding({20: 0})
         doubtful[20] = TIMBRES[0] + np.sqrt(3.0) * TIMBRES[1]  # a cosine of a half with the first
         memory.process([NoteEvent(True, 10, 0)], [embedding({10: 0})], 0)
@@ -78,6 +78,7 @@ def test_a_note_in_doubt_waits_until_it_is_known_or_ends_but_not_for_ever():
     assert second(8, clear_from=1) == (1, [True])
     assert second(8, clear_from=9) == (PATIENCE, [True])
     assert second(1, clear_from=9) == (1, [True, False])
+    assert second(8, clear_from=9, max_voices=1) == (0, [True])  # it has nowhere else to go
 
 
 def test_what_comes_later_changes_no_earlier_choice():
