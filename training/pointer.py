@@ -47,7 +47,8 @@ VOTERS = 5  # networks of different first weights that learn from the same memor
 
 
 class PointerNetwork(nn.Module):
-    """The torch twin of a voter of `realtime_mpe.voices.Pointer`, for padded sets of voices."""
+    """The torch twin of a voter of `realtime_mpe.voices.Pointer`, for padded sets of voices. It opens new voices with
+    CAUTION, but not while it learns."""
 
     def __init__(self):
         super().__init__()
@@ -64,10 +65,10 @@ class PointerNetwork(nn.Module):
         pooled = torch.cat([mean, highest, new], 1)
         voice_input = torch.cat([features, pooled[:, None].expand(-1, features.shape[1], -1)], 2)
         scores = self.voice(voice_input)[..., 0].masked_fill(~present, -torch.inf)
-        return torch.cat([scores, self.new(pooled)], 1)
+        return torch.cat([scores, self.new(pooled) - (0.0 if self.training else CAUTION)], 1)
 
     def weights(self) -> dict[str, np.ndarray]:
-        """What the runtime is given: it opens new voices with CAUTION."""
+        """What the runtime is given."""
         named = {name: value.detach().cpu().numpy() for name, value in self.state_dict().items()}
         return named | {NEW_BIAS: named[NEW_BIAS] - CAUTION}
 
