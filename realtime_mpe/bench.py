@@ -46,7 +46,8 @@ class Stage:
 class Report:
     """stages : by the names of STAGES.  rtf : CPU seconds a second of sound, whole process.  notes : that were found.
 
-    latency_ms : of every stage between a sound and its note.  facts : what the model is besides, see `ModelInfo`.
+    latency_ms : of every stage between a sound and its note, if that does not wait for its voice.
+    facts : what the model is besides, see `ModelInfo`.
     start_seconds : from a fresh process to the first hop heard.  peak_mb : its largest memory, None where unknown.
     """
 

@@ -70,11 +70,9 @@ class VoiceMemory:
     choice; without ``timbre`` notes sound as the network's embeddings say. What happens is told by the step, ``steps``
     of them a frame; all that is remembered, and all that pointer and grouping see of it, is in frames.
 
-    The memory is a list of at most MEMORY notes in the order they began. A note that sounds has an infinite end, so
-    that nothing here can know when it will end.
+    The memory is a list of at most MEMORY notes in the order they were given out. A note that sounds has an infinite
+    end, so that nothing here can know when it will end.
     """
-
-    latency = 0
 
     def __init__(
         self,
@@ -177,7 +175,8 @@ class VoiceMemory:
         return notes
 
     def hear(self, embedding: np.ndarray) -> None:
-        """Let every sounding note learn from this step's embedding, (n_pitches, D), and see whether order is due."""
+        """Let every sounding note learn from this step's embedding, (n_pitches, D), and see whether order is due; after
+        `process`, in every step."""
         if self._sounding:
             rows, learning = self._rows([turn for turn, _ in self._sounding.values()])
             learning[learning] = self._heard[rows[learning]] < self._enough
@@ -270,7 +269,7 @@ class VoiceMemory:
         return voice
 
     def _dispensable(self) -> np.ndarray:
-        """(n,) bool, one note: the oldest that has ended of the fullest voice, so that who rests is remembered."""
+        """(n,) bool, one note: the first that has ended of the fullest voice, so that who rests is remembered."""
         n = self._n
         most = self._voice[:n] == np.bincount(self._voice[:n]).argmax()
         ended = np.isfinite(self._end[:n])
@@ -403,8 +402,6 @@ class VoiceMemory:
 
 class SlotVoices:
     """Voices of a network whose slots are players: a note belongs to the slot that says most of it. See VoiceMemory."""
-
-    latency = 0
 
     def __init__(self, slots: int):
         self.max_voices = slots

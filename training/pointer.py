@@ -224,11 +224,15 @@ class StudiedMemory(WitnessedMemory):
                 choice = right[0]
         return super()._give(note, choice, frame)
 
+    def process(
+        self, events: Sequence[NoteEvent], history: Sequence[np.ndarray], now: int
+    ) -> list[tuple[NoteEvent, int]]:
+        self._decides = self._rng.random() < 0.5
+        return super().process(events, history, now)
+
     def _ready(self, sureness: float, waited: float) -> bool:
         """As long as the truth is followed, notes wait by chance: the pointer is to know them at every age."""
-        if self.follow_truth:
-            return waited >= PATIENCE or self._rng.random() < 0.5
-        return super()._ready(sureness, waited)
+        return waited >= PATIENCE or self._decides if self.follow_truth else super()._ready(sureness, waited)
 
 
 def study(performance: Performance, memory: Witnessed) -> Witnessed:
