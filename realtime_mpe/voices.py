@@ -145,7 +145,7 @@ class VoiceMemory:
         notes = self._new_notes(history, now)
         given = []
         while True:
-            opinions = {pitch: self._probabilities(note, self._now) for pitch, note in notes.items()}
+            opinions = {pitch: self._probabilities(note) for pitch, note in notes.items()}
             ready = [
                 pitch
                 for pitch, opinion in opinions.items()
@@ -155,7 +155,7 @@ class VoiceMemory:
                 return given
             surest = max(ready, key=lambda pitch: opinions[pitch].max())
             event, _ = self._waiting.pop(surest)
-            given.append((event, self._give(notes.pop(surest), int(np.argmax(opinions[surest])), self._now)))
+            given.append((event, self._give(notes.pop(surest), int(np.argmax(opinions[surest])))))
 
     def _ready(self, sureness: float, waited: float) -> bool:
         """Whether a note's voice is decided at this probability, after so many frames."""
@@ -237,7 +237,7 @@ class VoiceMemory:
         self._total[rows] += sound
         self._heard[rows] += 1
 
-    def _give(self, note: NewNote, choice: int, frame: float) -> int:
+    def _give(self, note: NewNote, choice: int) -> int:
         """Remember a note in the ``choice``-th of `voices`, or else in a new one. Returns where it went."""
         present = self.voices()
         voice = present[choice] if choice < len(present) else self._make_room(present)
@@ -284,9 +284,9 @@ class VoiceMemory:
             column[: len(kept)] = column[kept]
         self._n = len(kept)
 
-    def _probabilities(self, note: NewNote, frame: float) -> np.ndarray:
+    def _probabilities(self, note: NewNote) -> np.ndarray:
         """Over `voices` and, last, a new voice (0 where no room can be made)."""
-        scores = self._scorer(*self.features(note, frame))
+        scores = self._scorer(*self.features(note))
         if len(self._sounding_voices()) == self.max_voices:
             scores[-1] = -np.inf
         probabilities = np.exp(scores - scores.max())
@@ -297,13 +297,13 @@ class VoiceMemory:
         now = self._voice[: self._n][np.isinf(self._end[: self._n])]
         return {voice for _, voice in self._sounding.values()} | set(now.tolist())
 
-    def features(self, note: NewNote, frame: float) -> tuple[np.ndarray, np.ndarray]:
+    def features(self, note: NewNote) -> tuple[np.ndarray, np.ndarray]:
         """What the pointer sees: a row for each of `voices`, (V, VOICE_FEATURES), and (NEW_FEATURES,), float32, all of
         order one."""
         present = self.voices()
         voices = np.zeros((len(present), VOICE_FEATURES), np.float32)
         if present:
-            voices[:] = self._voice_features(present, note, frame)
+            voices[:] = self._voice_features(present, note)
         free = voices[voices[:, BUSY] == 0]
         new = (
             len(present) / 8,
@@ -319,7 +319,7 @@ class VoiceMemory:
         )
         return voices, np.array(new, np.float32)
 
-    def _voice_features(self, present: list[int], note: NewNote, frame: float) -> np.ndarray:
+    def _voice_features(self, present: list[int], note: NewNote) -> np.ndarray:
         rows = np.arange(len(present))
         at = np.zeros((len(present), LAST_NOTES), int)  # a row a voice, its last notes from the left, oldest first
         held, counts = np.zeros(len(present), int), np.zeros(len(present))
@@ -334,7 +334,7 @@ class VoiceMemory:
         end = np.where(used, end, -np.inf)
         similarity = units @ note.unit
         last = held - 1
-        above, below = (np.where(used, column[at], 0.0).sum(1) / held for column in places(notes, frame))
+        above, below = (np.where(used, column[at], 0.0).sum(1) / held for column in places(notes, self._now))
         higher, lower = np.abs(above - note.above), np.abs(below - note.below)
 
         centre = np.where(used[..., None], units, 0.0).sum(1) / held[:, None]
@@ -351,11 +351,11 @@ class VoiceMemory:
 
         sounding = used & np.isinf(end) & (end > 0)
         busy = sounding.sum(1)
-        rest = np.where(busy > 0, 0.0, frame - np.where(sounding, -np.inf, end).max(1))
+        rest = np.where(busy > 0, 0.0, self._now - np.where(sounding, -np.inf, end).max(1))
         rest = np.maximum(rest, 0.0)
         closest = np.argmin(np.where(sounding, np.abs(distance), np.inf), 1)
         last_end = end[rows, last]
-        until = np.minimum(end, frame)
+        until = np.minimum(end, self._now)
         overlap = np.minimum(until[:, :, None], until[:, None]) - np.maximum(start[:, :, None], start[:, None])
         overlap[:, np.arange(LAST_NOTES), np.arange(LAST_NOTES)] = -np.inf
         shared = (overlap > 2).any(2)  # sounded together with another note of its voice, longer than legato does

@@ -66,8 +66,8 @@ class OverheardMemory(TrueMemory):
         super().__init__(max_voices, steps)
         self.moments: dict[int, list[tuple[np.ndarray, float]]] = {}  # of each note, by turn
 
-    def _give(self, note, choice, frame):
-        voice = super()._give(note, choice, frame)
+    def _give(self, note, choice):
+        voice = super()._give(note, choice)
         self.moments[self._turns] = [(note.total / note.steps, note.steps / self._steps)] * 2
         return voice
 

@@ -151,8 +151,8 @@ class WitnessedMemory(VoiceMemory):
         self.players: dict[tuple[int, float], frozenset[int]] = {}  # of the notes so far, by pitch row and first frame
         self.given: list[tuple[frozenset[int], int]] = []  # players and voice of every note, by turn
 
-    def _give(self, note: NewNote, choice: int, frame: float) -> int:
-        voice = super()._give(note, choice, frame)
+    def _give(self, note: NewNote, choice: int) -> int:
+        voice = super()._give(note, choice)
         self.given.append((self.players[note.pitch, note.start], voice))
         return voice
 
@@ -192,7 +192,7 @@ class TrueMemory(WitnessedMemory):
     def __init__(self, max_voices: int, steps: int, timbre: Timbre = alone):
         super().__init__(lambda features, new: np.zeros(len(features) + 1), max_voices, None, steps, timbre)
 
-    def _probabilities(self, note: NewNote, frame: float) -> np.ndarray:
+    def _probabilities(self, note: NewNote) -> np.ndarray:
         probabilities = np.zeros(len(self.voices()) + 1)
         right = self.right(note)
         probabilities[right[0] if right and self.possible(right[0]) else 0] = 1.0
@@ -216,13 +216,13 @@ class StudiedMemory(WitnessedMemory):
         self._rng = np.random.default_rng(0)
         self.decisions: list[tuple[np.ndarray, np.ndarray, list[int]]] = []
 
-    def _give(self, note: NewNote, choice: int, frame: float) -> int:
+    def _give(self, note: NewNote, choice: int) -> int:
         right = self.right(note)
         if right:
-            self.decisions.append((*self.features(note, frame), right))
+            self.decisions.append((*self.features(note), right))
             if self.possible(right[0]) and self._rng.random() < self.follow_truth:
                 choice = right[0]
-        return super()._give(note, choice, frame)
+        return super()._give(note, choice)
 
     def process(
         self, events: Sequence[NoteEvent], history: Sequence[np.ndarray], now: int
@@ -232,7 +232,9 @@ class StudiedMemory(WitnessedMemory):
 
     def _ready(self, sureness: float, waited: float) -> bool:
         """As long as the truth is followed, notes wait by chance: the pointer is to know them at every age."""
-        return waited >= PATIENCE or self._decides if self.follow_truth else super()._ready(sureness, waited)
+        if not self.follow_truth:
+            return super()._ready(sureness, waited)
+        return self._decides or waited >= PATIENCE
 
 
 def study(performance: Performance, memory: Witnessed) -> Witnessed:
